@@ -1,0 +1,1 @@
+"""What is shared and how it is kept: the content-addressed object store and, later, its proofs."""

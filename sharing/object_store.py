@@ -1,0 +1,138 @@
+"""Content-addressed storage of artifacts: the port.
+
+An object is named by the SHA-256 of its bytes, so a write is idempotent, an object never
+changes, and a reader can tell whether it got what it asked for. Nothing is ever held whole:
+bytes go in and come out in chunks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import AsyncIterable, AsyncIterator
+from pathlib import Path
+from typing import Annotated, Final, Protocol, TypeAlias, runtime_checkable
+
+import msgspec
+from msgspec import Meta
+
+DIGEST_PATTERN: Final = r"^sha256:[0-9a-f]{64}$"
+Digest: TypeAlias = Annotated[str, Meta(pattern=DIGEST_PATTERN)]
+"""Name of an object. The grammar is checked wherever one comes in over a wire."""
+
+CHUNK_BYTES: Final = 1 << 20
+
+
+class StoreError(Exception):
+    """The store did not do what was asked."""
+
+
+class ObjectMissing(StoreError):
+    """No object has this digest."""
+
+
+class ObjectCorrupt(StoreError):
+    """The bytes do not have the digest they are named by, at rest or on their way in."""
+
+
+class ObjectTooLarge(StoreError):
+    """More bytes came than the caller allowed; nothing was stored."""
+
+
+class StoreFull(StoreError):
+    """No room is left; nothing was stored."""
+
+
+class StoreUnavailable(StoreError):
+    """The store did not answer; the same call may succeed later."""
+
+
+class StoredObject(msgspec.Struct, frozen=True):
+    """An object that is in the store.
+
+    Attributes:
+        digest: Its name.
+        size_bytes: Its length.
+    """
+
+    digest: Digest
+    size_bytes: int
+
+
+def digest_of(content: bytes | memoryview) -> Digest:
+    """Name of ``content``."""
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+def digest_of_file(path: Path) -> Digest:
+    """Name of the content of the file at ``path``, read in chunks."""
+    with path.open("rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+
+
+def is_digest(text: str) -> bool:
+    """True if ``text`` has the form of an object's name."""
+    return re.fullmatch(DIGEST_PATTERN[1:-1], text) is not None
+
+
+@runtime_checkable
+class ObjectStore(Protocol):
+    """Port. Adapters raise ``StoreError`` and nothing else.
+
+    Adapters: ``sharing.directory_store``.
+    """
+
+    async def put(
+        self,
+        chunks: AsyncIterable[bytes],
+        *,
+        expect: Digest | None = None,
+        max_bytes: int | None = None,
+    ) -> StoredObject:
+        """Store a stream; storing the same bytes again is a no-op. All or nothing.
+
+        Args:
+            chunks: The bytes, in order.
+            expect: Digest the bytes must turn out to have; None takes what comes.
+            max_bytes: Most bytes to accept; None for no bound.
+
+        Raises:
+            ObjectCorrupt: The bytes do not have the digest ``expect``; nothing was stored.
+            ObjectTooLarge: More than ``max_bytes`` came; nothing was stored.
+            StoreFull: There is no room; nothing was stored.
+            StoreUnavailable: It is unknown whether the object was stored.
+        """
+        ...
+
+    def get(
+        self, digest: Digest, *, start: int = 0, stop: int | None = None
+    ) -> AsyncIterator[bytes]:
+        """Yield the bytes ``start`` to ``stop`` (exclusive; None for the end) of an object.
+
+        A read of the whole object is verified as it goes: the error comes instead of the last
+        chunk, so a consumer never sees a complete forgery. A part is served from an object whose
+        whole was verified since it last changed on disk.
+
+        Raises:
+            ObjectMissing: No such object.
+            ObjectCorrupt: The object was altered at rest.
+            StoreUnavailable: The store did not answer.
+        """
+        ...
+
+    async def stat(self, digest: Digest) -> StoredObject:
+        """Size of an object.
+
+        Raises:
+            ObjectMissing: No such object.
+            StoreUnavailable: The store did not answer.
+        """
+        ...
+
+    async def delete(self, digest: Digest) -> None:
+        """Forget an object; forgetting an absent one is a no-op.
+
+        Raises:
+            StoreUnavailable: It may still be there.
+        """
+        ...

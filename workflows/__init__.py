@@ -1,0 +1,1 @@
+"""Jobs as values, the plans they become, the engines that run plans and the steps themselves."""

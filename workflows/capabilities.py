@@ -1,0 +1,94 @@
+"""What this platform can do, as a value: the matrix that admission checks a job against."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from sharing.object_store import Digest
+
+
+class RuntimeAbilities(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What one runtime's header declares.
+
+    Attributes:
+        summary: What it is, for people.
+        modes: Of ``simulation`` and ``sites``.
+        strategies: Kinds it folds; ``*`` for every kind there is.
+        mechanisms: Kinds of privacy mechanism it enforces.
+        codecs: Kinds of update codec it speaks.
+    """
+
+    summary: str
+    modes: tuple[str, ...]
+    strategies: tuple[str, ...] = ("*",)
+    mechanisms: tuple[str, ...] = ()
+    codecs: tuple[str, ...] = ("none",)
+
+
+class DatasetFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What admission must know of a data set.
+
+    Attributes:
+        num_examples: Rows.
+        features: Shape of one example.
+        num_classes: Different labels; 0 for real-valued targets.
+        summary: What it is, for people.
+    """
+
+    num_examples: int
+    features: tuple[int, ...]
+    num_classes: int
+    summary: str = ""
+
+
+class Parameter(msgspec.Struct, frozen=True, kw_only=True):
+    """One federated array of a model."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class ProgramFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What running a program once in the sandbox showed.
+
+    Attributes:
+        framework: ``torch`` or ``sklearn``.
+        parameters: Its federated arrays, in the order of the model.
+        features: Shape of one example it was tried with; empty where it was not tried.
+        metrics: Names of the metrics it declares beyond the built-in ones.
+        own_train: True if it brings its own ``train``.
+        uses_hooks: True if it declares that its ``train`` calls the hooks it is handed.
+        import_s: Seconds to import it and build its model.
+        summary: What it is, for people.
+    """
+
+    framework: str
+    parameters: tuple[Parameter, ...]
+    features: tuple[int, ...] = ()
+    metrics: tuple[str, ...] = ()
+    own_train: bool = False
+    uses_hooks: bool = False
+    import_s: float = 0.0
+    summary: str = ""
+
+
+class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
+    """All a job can ask for here.
+
+    Attributes:
+        runtimes: By name.
+        strategies: Kinds.
+        programs: Facts of the builtin ones by name, and by digest of the bundle a job names.
+        datasets: Facts of the bundled ones by name, and by digest of the file a job names.
+        onnx: Variants that can be exported.
+    """
+
+    runtimes: Mapping[str, RuntimeAbilities]
+    strategies: tuple[str, ...]
+    programs: Mapping[str, ProgramFacts]
+    datasets: Mapping[str, DatasetFacts]
+    onnx: tuple[str, ...] = ("fp32",)
+    models: Mapping[Digest, tuple[Parameter, ...]] = {}

@@ -1,0 +1,94 @@
+"""What a worker can do with a program, whichever framework it is written in.
+
+One module per framework implements this. Arrays come in and go out as numpy; a trainer keeps its
+model between calls but never carries anything of one site over to another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from strategies import ClientHalf, Parameters
+from workflows.capabilities import ProgramFacts
+from workflows.causes import Cause
+from workflows.data.examples import Examples
+from workflows.job import Local
+
+
+class ProgramError(Exception):
+    """The developer's program did not do what it must.
+
+    Attributes:
+        cause: What went wrong, with the developer's traceback as evidence.
+    """
+
+    def __init__(self, cause: Cause) -> None:
+        super().__init__(f"{cause.code}: {cause.detail}")
+        self.cause = cause
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trained:
+    """Local training of one site in one round.
+
+    Attributes:
+        delta: Local minus global parameters.
+        num_examples: Training examples used.
+        loss: Mean loss over the last epoch; None if the program does not tell.
+    """
+
+    delta: dict[str, np.ndarray]
+    num_examples: int
+    loss: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A model on some examples: metrics by name, and how many examples stand behind them."""
+
+    values: Mapping[str, float]
+    num_examples: int
+
+
+class Trainer(Protocol):
+    """A loaded program."""
+
+    @property
+    def facts(self) -> ProgramFacts:
+        """What the program is."""
+        ...
+
+    def initial(self) -> dict[str, np.ndarray]:
+        """Federated arrays as the program builds them under the job's seed."""
+        ...
+
+    def train(
+        self, params: Parameters, examples: Examples, local: Local, half: ClientHalf, seed: int
+    ) -> Trained:
+        """Train from ``params``; the same arguments give the same bits.
+
+        Raises:
+            ProgramError: The program raised, or returned what is no update.
+        """
+        ...
+
+    def evaluate(self, params: Parameters, examples: Examples, metrics: Sequence[str]) -> Measured:
+        """Measure ``params``.
+
+        Raises:
+            ProgramError: The program raised, or does not know a metric.
+        """
+        ...
+
+    def export(self, params: Parameters, samples: np.ndarray, folder: Path) -> None:
+        """Write ``model.onnx`` and ``reference.npz`` (arrays ``inputs``, ``outputs``) into folder.
+
+        Raises:
+            ProgramError: The model has no ONNX form.
+        """
+        ...
