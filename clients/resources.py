@@ -1,0 +1,371 @@
+"""What the HTTP API says and hears, as values: one definition for the server, the SDK and the CLI.
+
+Times are RFC 3339 in UTC. Ids are opaque, sort by time and say what they name (``job-...``).
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from sharing.object_store import Digest
+from workflows.capabilities import DatasetFacts, ProgramFacts
+from workflows.causes import CauseCode
+from workflows.job import JobSpec
+from workflows.run import Desired, Phase
+
+T = TypeVar("T")
+ShortName = Annotated[str, Meta(min_length=1, max_length=100, pattern=r"^[\w][\w .:-]*$")]
+
+
+class Resource(msgspec.Struct, frozen=True, kw_only=True):
+    """Something with a place in the API."""
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A request's body; unknown fields are refused."""
+
+
+class Page(Resource, Generic[T], frozen=True):
+    """One page of a list.
+
+    Attributes:
+        items: Newest first.
+        next: Cursor of the page that follows; None on the last one.
+    """
+
+    items: tuple[T, ...]
+    next: str | None = None
+
+
+class Role(enum.StrEnum):
+    """What a user may do within an organisation."""
+
+    DEVELOPER = "developer"
+    OPERATOR = "operator"
+    ADMIN = "admin"
+    DATA_OWNER = "data-owner"
+    PRIVACY_OFFICER = "privacy-officer"
+    AUDITOR = "auditor"
+
+
+class CauseView(Resource, frozen=True):
+    """A failure, with who can act on it and how.
+
+    Attributes:
+        evidence: Last lines of a traceback or log; only for those who may see logs.
+    """
+
+    code: CauseCode
+    actor: Literal["user", "site", "platform"]
+    retryable: bool
+    hint: str
+    detail: str = ""
+    site: str | None = None
+    round: int | None = None
+    evidence: str = ""
+
+
+class Job(Resource, frozen=True):
+    """A job and the run it is.
+
+    Attributes:
+        waits_for: What must happen next, for people; empty when nothing is awaited any more.
+        round: Rounds on record.
+        metrics: Of the last evaluation.
+        model: Id of the published model, once there is one.
+    """
+
+    id: str
+    name: str
+    collaboration: str
+    organisation: str
+    submitted_by: str
+    phase: Phase
+    desired: Desired
+    waits_for: str
+    attempt: int
+    round: int
+    rounds: int
+    loss: float | None
+    metrics: Mapping[str, float]
+    cause: CauseView | None
+    model: str | None
+    plan_digest: Digest
+    created_at: datetime
+    updated_at: datetime
+    ended_at: datetime | None
+    spec: JobSpec
+
+
+class DryRun(Resource, frozen=True):
+    """What a job would be, had it been submitted.
+
+    Attributes:
+        steps: Argument vectors by step.
+        bytes_per_site_and_round: Up and down.
+        bytes_total: Over all sites and rounds.
+        memory_mb: Predicted peak of the server step, and of one worker.
+        epsilon: Predicted privacy loss; None where no mechanism spends any.
+    """
+
+    plan_digest: Digest
+    steps: Mapping[str, tuple[str, ...]]
+    parameters: int
+    bytes_per_site_and_round: Mapping[str, int]
+    bytes_total: int
+    memory_mb: Mapping[str, int]
+    epsilon: float | None
+
+
+class JobPatch(Request, frozen=True):
+    """A change of what is wanted."""
+
+    desired: Literal["run", "cancelled"]
+
+
+class Round(Resource, frozen=True):
+    """One round on record."""
+
+    number: int
+    sites: int
+    dropped: int
+    loss: float | None
+    metrics: Mapping[str, float]
+    bytes_up: int
+    bytes_down: int
+    seconds: float
+    epsilon: float | None
+    model: Digest
+    transcript: Digest
+    at: datetime
+
+
+class Event(Resource, frozen=True):
+    """Something that happened to a job; ``id`` counts from 1 within the job without gaps.
+
+    Attributes:
+        kind: Past-tense fact with dots, as ``run.transitioned`` or a step event's tag.
+        fields: Depend on the kind.
+    """
+
+    id: int
+    kind: str
+    at: datetime
+    attempt: int
+    fields: Mapping[str, Any]
+
+
+class Artifact(Resource, frozen=True):
+    """An object that a job made."""
+
+    name: str
+    digest: Digest
+    size_bytes: int
+    media_type: str
+    step: str
+    at: datetime
+
+
+class Program(Resource, frozen=True):
+    """An uploaded bundle, and what trying it out showed."""
+
+    digest: Digest
+    name: str
+    size_bytes: int
+    facts: ProgramFacts
+    created_at: datetime
+
+
+class Dataset(Resource, frozen=True):
+    """An uploaded file of examples for simulations."""
+
+    digest: Digest
+    name: str
+    format: Literal["npz", "csv", "parquet"]
+    label: str
+    size_bytes: int
+    facts: DatasetFacts
+    created_at: datetime
+
+
+class Variant(Resource, frozen=True):
+    """One form of a model.
+
+    Attributes:
+        name: ``safetensors`` or ``onnx-fp32``.
+    """
+
+    name: str
+    digest: Digest
+    size_bytes: int
+    media_type: str
+
+
+class Model(Resource, frozen=True):
+    """A published model.
+
+    Attributes:
+        signature: Inputs and outputs, opset and parity of the ONNX form.
+        transcript_head: Digest of the last round's transcript.
+    """
+
+    id: str
+    name: str
+    job: str
+    collaboration: str
+    plan_digest: Digest
+    digest: Digest
+    round: int
+    metrics: Mapping[str, float]
+    signature: Mapping[str, Any]
+    classes: tuple[str, ...]
+    transcript_head: Digest
+    variants: tuple[Variant, ...]
+    created_at: datetime
+
+
+class Visibility(Request, frozen=True):
+    """Who of a collaboration's organisations sees what; empty means all of its members.
+
+    Attributes:
+        models: Organisations that may fetch models.
+        metrics: Organisations that may see metrics and losses.
+        site_names: Organisations that see sites by name; others see ``a site``.
+    """
+
+    models: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
+    site_names: tuple[str, ...] = ()
+
+
+class NewCollaboration(Request, frozen=True):
+    """A collaboration to be founded; the founder's organisation is always a member."""
+
+    name: ShortName
+    purpose: Annotated[str, Meta(max_length=2000)] = ""
+    organisations: tuple[str, ...] = ()
+    datasets: tuple[str, ...] = ()
+    visibility: Visibility = Visibility()
+    ends_at: datetime | None = None
+
+
+class Collaboration(Resource, frozen=True):
+    """Organisations that train together; it owns jobs and models."""
+
+    id: str
+    name: str
+    purpose: str
+    organisations: tuple[str, ...]
+    datasets: tuple[str, ...]
+    visibility: Visibility
+    ends_at: datetime | None
+    created_at: datetime
+
+
+class NewOrganisation(Request, frozen=True):
+    """An organisation to be added."""
+
+    name: ShortName
+
+
+class Organisation(Resource, frozen=True):
+    """A legal person."""
+
+    id: str
+    name: str
+    created_at: datetime
+
+
+class NewUser(Request, frozen=True):
+    """A user to be added to an organisation (by name)."""
+
+    name: ShortName
+    organisation: str
+    roles: tuple[Role, ...] = (Role.DEVELOPER,)
+
+
+class User(Resource, frozen=True):
+    """Someone who may call the API."""
+
+    id: str
+    name: str
+    organisation: str
+    roles: tuple[Role, ...]
+    created_at: datetime
+
+
+class NewToken(Request, frozen=True):
+    """A token to be made for a user.
+
+    Attributes:
+        user: Id; None for the caller.
+        expires_at: None for never.
+    """
+
+    label: ShortName = "token"
+    user: str | None = None
+    expires_at: datetime | None = None
+
+
+class Token(Resource, frozen=True):
+    """A bearer token's record.
+
+    Attributes:
+        secret: The token itself; only in the answer that made it.
+    """
+
+    id: str
+    label: str
+    user: str
+    created_at: datetime
+    expires_at: datetime | None
+    secret: str | None = None
+
+
+class RuntimeView(Resource, frozen=True):
+    """One runtime as the capability matrix shows it."""
+
+    name: str
+    summary: str
+    modes: tuple[str, ...]
+    strategies: tuple[str, ...]
+    mechanisms: tuple[str, ...]
+    codecs: tuple[str, ...]
+
+
+class CapabilitiesView(Resource, frozen=True):
+    """What this platform can do."""
+
+    runtimes: tuple[RuntimeView, ...]
+    strategies: tuple[str, ...]
+    programs: Mapping[str, ProgramFacts]
+    datasets: Mapping[str, DatasetFacts]
+    onnx: tuple[str, ...]
+    partitioners: tuple[str, ...]
+    optimizers: tuple[str, ...]
+
+
+class Problem(Resource, frozen=True):
+    """RFC 9457 problem details, with our members.
+
+    Attributes:
+        retryable: Whether the same request may succeed later.
+        hint: What to do instead.
+        fields: Paths of the fields at fault.
+        trace_id: To quote when asking for help.
+    """
+
+    type: str
+    title: str
+    status: int
+    detail: str = ""
+    retryable: bool = False
+    hint: str = ""
+    fields: tuple[str, ...] = ()
+    trace_id: str = ""
