@@ -1,0 +1,1 @@
+"""Data as programs meet it: arrays of examples, divided among sites."""
