@@ -8,13 +8,16 @@ transcript carries it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
 from sharing.object_store import Digest
 from workflows.canonical import digest_value
 from workflows.job import JobSpec
+
+SLACK_S: Final = 3600.0
+"""What a step may take beside the work that the job bounds: transfers, start-up, waiting."""
 
 StepKind = Literal["federate", "translate", "publish"]
 
@@ -62,12 +65,57 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 def plan_digest(spec: JobSpec, environment: Digest) -> Digest:
-    """Name of what ``spec`` computes in the locked environment ``environment``."""
-    return digest_value({"version": 1, "job": spec, "environment": environment})
+    """Name of what ``spec`` computes in the locked environment ``environment``.
+
+    The number of workers is left out: it changes how fast a result comes, not which.
+    """
+    runtime = msgspec.structs.replace(spec.runtime, workers=0)
+    job = msgspec.structs.replace(spec, runtime=runtime)
+    return digest_value({"version": 1, "job": job, "environment": environment})
 
 
 def compile_plan(
     job: str, attempt: int, spec: JobSpec, environment: Digest, inputs: Mapping[str, Digest]
 ) -> Plan:
-    """Steps that train ``spec`` on its runtime, translate the model and publish it."""
-    raise NotImplementedError
+    """Steps that train ``spec`` on its runtime, translate the model and, if asked, publish it."""
+    steps = (_federate(spec), _translate(spec), *((_publish(),) if spec.output.publish else ()))
+    return Plan(
+        job=job,
+        attempt=attempt,
+        plan_digest=plan_digest(spec, environment),
+        spec=spec,
+        inputs=inputs,
+        steps=steps,
+    )
+
+
+def _federate(spec: JobSpec) -> Step:
+    """Rounds; each may wait for its sites, and then for their measurements."""
+    return Step(
+        name="federate",
+        argv=(f"workflows.runtimes.{spec.runtime.kind}",),
+        outputs=("model.safetensors", "transcripts.jsonl", "spent.json"),
+        timeout_s=SLACK_S + spec.limits.import_s + 2 * spec.rounds * spec.cohort.deadline_s,
+    )
+
+
+def _translate(spec: JobSpec) -> Step:
+    """Export of the model, which takes one worker as long as a site's training may."""
+    return Step(
+        name="translate",
+        argv=("workflows.steps.translate",),
+        after=("federate",),
+        outputs=("signature.json",),
+        optional_outputs=("model.onnx",),
+        timeout_s=SLACK_S + spec.limits.import_s + spec.limits.train_s,
+    )
+
+
+def _publish() -> Step:
+    return Step(
+        name="publish",
+        argv=("workflows.steps.publish",),
+        after=("federate", "translate"),
+        outputs=("model.json",),
+        timeout_s=SLACK_S,
+    )
