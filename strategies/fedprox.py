@@ -2,8 +2,7 @@
 
 Source: Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020, Algorithm 2 and
 equation 2, arXiv:1812.06127. The paper draws clients in proportion to their examples and averages
-them plainly; here they are drawn uniformly and the mean is weighted by examples, as in its own
-experiments' other scheme.
+them plainly; here they are drawn uniformly and the mean is weighted by examples, as in FedAvg.
 """
 
 from __future__ import annotations
