@@ -1,0 +1,223 @@
+"""What a step asks of its workers and what they answer, as values that cross the wire.
+
+A task names files by path; arrays travel as blobs beside it (``workflows.frames``), the global
+model as a file that every worker maps once (``ModelRef``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import msgspec
+import numpy as np
+
+from strategies import ClientHalf
+from workflows.capabilities import ProgramFacts
+from workflows.causes import Cause
+from workflows.frames import ArraySpec, arrays_from
+from workflows.job import Local, Partitioned
+
+Clock = Literal["import_s", "train_s"]
+
+
+class ModelRef(msgspec.Struct, frozen=True):
+    """A version of the global model, as a file of raw arrays one after another.
+
+    Attributes:
+        path: Of the file.
+        version: Differs between any two models of one pool.
+        arrays: What lies in the file, in order, each at a multiple of 64 bytes.
+    """
+
+    path: str
+    version: int
+    arrays: tuple[ArraySpec, ...]
+
+
+class Task(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
+    """One thing for a worker to do."""
+
+    clock: ClassVar[Clock] = "train_s"
+    """Which of the job's limits ends a worker that is at it for too long."""
+
+
+class Open(Task, frozen=True, tag="open"):
+    """Load the program and build its model; answered by ``Opened``.
+
+    Attributes:
+        program: Folder of the unpacked bundle.
+        config: Handed to its ``build``.
+        seed: Under which the model is built.
+    """
+
+    clock: ClassVar[Clock] = "import_s"
+    program: str
+    config: Mapping[str, Any] = {}
+    seed: int = 0
+
+
+class Prepare(Task, frozen=True, tag="prepare"):
+    """Divide a data set among sites, in files; answered by ``Prepared``.
+
+    Attributes:
+        data: How.
+        inputs: Folder where an uploaded data set lies.
+        folder: Where the result goes; made if absent.
+    """
+
+    data: Partitioned
+    inputs: str
+    folder: str
+
+
+class OpenData(Task, frozen=True, tag="open-data"):
+    """Map what ``Prepare`` wrote; answered by ``Prepared``."""
+
+    folder: str
+
+
+class Initial(Task, frozen=True, tag="initial"):
+    """The arrays of the model as built; answered by ``Arrays``."""
+
+    clock: ClassVar[Clock] = "import_s"
+
+
+class Train(Task, frozen=True, tag="train"):
+    """Train one site from the global model; answered by ``TrainedSite`` with the delta."""
+
+    site: str
+    model: ModelRef
+    local: Local
+    half: ClientHalf
+    seed: int
+
+
+class Measure(Task, frozen=True, tag="measure"):
+    """Measure the model on a site's held-out part, or the central one; answered by ``Measures``.
+
+    Attributes:
+        site: Whose; None for the central part.
+        model: Which model.
+        metrics: Names.
+    """
+
+    site: str | None
+    model: ModelRef
+    metrics: tuple[str, ...]
+
+
+class Export(Task, frozen=True, tag="export"):
+    """Write ``model.onnx`` and ``reference.npz``; answered by ``Done``.
+
+    Attributes:
+        model: Which model.
+        num_samples: Most held-out examples to answer with the original: of the central part if
+            there is one, else of the sites in turn; training examples where nothing is held out.
+        folder: Where the files go; made if absent.
+    """
+
+    model: ModelRef
+    num_samples: int
+    folder: str
+
+
+AnyTask = Open | Prepare | OpenData | Initial | Train | Measure | Export
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
+    """What a worker says when a task is done."""
+
+
+class Done(Answer, frozen=True, tag="done"):
+    """It is."""
+
+
+class Opened(Answer, frozen=True, tag="opened"):
+    """The program is loaded."""
+
+    facts: ProgramFacts
+
+
+class Prepared(Answer, frozen=True, tag="prepared"):
+    """The data is there.
+
+    Attributes:
+        sites: Names, in order.
+        num_classes: 0 for real-valued targets.
+        central: Examples in the central part.
+    """
+
+    sites: tuple[str, ...]
+    num_classes: int
+    central: int
+
+
+class Arrays(Answer, frozen=True, tag="arrays"):
+    """The blobs are these arrays."""
+
+    arrays: tuple[ArraySpec, ...]
+
+
+class TrainedSite(Answer, frozen=True, tag="trained"):
+    """The blobs are the delta of one site."""
+
+    arrays: tuple[ArraySpec, ...]
+    num_examples: int
+    loss: float | None
+
+
+class Measures(Answer, frozen=True, tag="measures"):
+    """A model on one site's examples."""
+
+    values: Mapping[str, float]
+    num_examples: int
+
+
+class Failed(Answer, frozen=True, tag="failed"):
+    """The task failed by the program's doing; the worker lives on."""
+
+    cause: Cause
+
+
+AnyAnswer = Done | Opened | Prepared | Arrays | TrainedSite | Measures | Failed
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reply:
+    """An answer with its blobs.
+
+    Attributes:
+        answer: Never ``Failed``: that becomes a ``SiteFailure``.
+        blobs: Bytes of the arrays that the answer announces.
+    """
+
+    answer: Any
+    blobs: list[bytes] = field(default_factory=list)
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The blobs as read-only arrays.
+
+        Raises:
+            FrameError: They are not what the answer announces.
+        """
+        return arrays_from(self.answer.arrays, self.blobs)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the blobs."""
+        return sum(len(blob) for blob in self.blobs)
+
+
+class SiteFailure(Exception):
+    """A task did not get a usable answer; others still can.
+
+    Attributes:
+        cause: Why.
+    """
+
+    def __init__(self, cause: Cause) -> None:
+        super().__init__(f"{cause.code}: {cause.detail}")
+        self.cause = cause

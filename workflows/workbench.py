@@ -1,0 +1,154 @@
+"""What a worker does with its tasks: the developer's program and its data, loaded once."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from workflows.data.examples import Examples
+from workflows.data.preparation import Prepared as PreparedData
+from workflows.data.preparation import open_prepared, prepare
+from workflows.frames import Blob, arrays_from, describe
+from workflows.tasks import (
+    Answer,
+    AnyTask,
+    Arrays,
+    Done,
+    Export,
+    Initial,
+    Measure,
+    Measures,
+    ModelRef,
+    Open,
+    OpenData,
+    Opened,
+    Prepare,
+    Prepared,
+    Train,
+    TrainedSite,
+)
+from workflows.trainers import load_trainer
+from workflows.trainers.trainer import Trainer
+from workflows.workers import ALIGN_BYTES
+
+
+class NotOpened(Exception):
+    """A task came before what it needs was opened: a bug of the step."""
+
+
+class Workbench:
+    """One worker's program, data and the model it last saw."""
+
+    def __init__(self) -> None:
+        self._trainer: Trainer | None = None
+        self._data: PreparedData | None = None
+        self._model: tuple[int, dict[str, np.ndarray]] = (0, {})
+
+    @property
+    def trainer(self) -> Trainer:
+        """The loaded program.
+
+        Raises:
+            NotOpened: There is none.
+        """
+        if self._trainer is None:
+            raise NotOpened("no program was opened")
+        return self._trainer
+
+    @property
+    def data(self) -> PreparedData:
+        """The mapped data.
+
+        Raises:
+            NotOpened: There is none.
+        """
+        if self._data is None:
+            raise NotOpened("no data was opened")
+        return self._data
+
+    def model(self, ref: ModelRef) -> dict[str, np.ndarray]:
+        """Arrays of a model, mapped when it is first asked for."""
+        if self._model[0] != ref.version:
+            self._model = (ref.version, map_model(ref))
+        return self._model[1]
+
+    def handle(self, task: AnyTask, blobs: list[bytes]) -> tuple[Answer, Sequence[Blob]]:
+        """Do one task.
+
+        Raises:
+            ProgramError: The program failed.
+            DataError: The data cannot be used.
+            NotOpened: The step forgot to open something.
+        """
+        match task:
+            case Open():
+                self._trainer = load_trainer(Path(task.program), task.config, task.seed)
+                return Opened(facts=self._trainer.facts), ()
+            case Prepare():
+                prepare(task.data, Path(task.inputs), Path(task.folder))
+                return self._open_data(Path(task.folder)), ()
+            case OpenData():
+                return self._open_data(Path(task.folder)), ()
+            case Initial():
+                specs, made = describe(self.trainer.initial())
+                return Arrays(arrays=specs), made
+            case Train():
+                trained = self.trainer.train(
+                    self.model(task.model),
+                    self.data.training(task.site),
+                    task.local,
+                    task.half,
+                    task.seed,
+                )
+                specs, made = describe(trained.delta)
+                answer = TrainedSite(
+                    arrays=specs, num_examples=trained.num_examples, loss=trained.loss
+                )
+                return answer, made
+            case Measure():
+                examples = self.data.held_out(task.site) if task.site else self.data.central()
+                if not len(examples):
+                    return Measures(values={}, num_examples=0), ()
+                measured = self.trainer.evaluate(self.model(task.model), examples, task.metrics)
+                return Measures(values=measured.values, num_examples=measured.num_examples), ()
+            case Export():
+                folder = Path(task.folder)
+                folder.mkdir(parents=True, exist_ok=True)
+                samples = some_samples(self.data, task.num_samples)
+                self.trainer.export(self.model(task.model), samples, folder)
+                return Done(), ()
+
+    def _open_data(self, folder: Path) -> Prepared:
+        self._data = open_prepared(folder)
+        return Prepared(
+            sites=tuple(self._data.sites),
+            num_classes=self._data.num_classes,
+            central=len(self._data.central()),
+        )
+
+
+def map_model(ref: ModelRef) -> dict[str, np.ndarray]:
+    """Read-only arrays over the file of a model, which may be deleted meanwhile."""
+    with Path(ref.path).open("rb") as file:
+        content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    views, start = [], 0
+    for spec in ref.arrays:
+        stop = start + int(np.prod(spec.shape, dtype=np.int64)) * np.dtype(spec.dtype).itemsize
+        views.append(content[start:stop])
+        start = stop + -stop % ALIGN_BYTES
+    return arrays_from(ref.arrays, views)
+
+
+def some_samples(data: PreparedData, num_samples: int) -> np.ndarray:
+    """Features that nobody trained on, as far as there are any."""
+    parts: list[Examples] = [data.central(), *(data.held_out(site) for site in data.sites)]
+    if not any(len(part) for part in parts):
+        parts = [data.training(site) for site in data.sites]
+    picked, wanted = [], num_samples
+    for part in parts:
+        picked.append(part.x[:wanted])
+        wanted -= len(picked[-1])
+    return np.concatenate(picked)
