@@ -1,0 +1,1 @@
+"""What the control plane remembers: tables, their migrations, and the one door to the database."""

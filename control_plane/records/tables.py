@@ -1,0 +1,329 @@
+"""The tables.
+
+Values that the API speaks (a job's document, metrics, causes, facts) are stored as the JSON that
+they are on the wire; a column exists for what is searched, sorted or compared. Ids sort by time.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    Text,
+    UniqueConstraint,
+)
+from sqlalchemy.types import TypeDecorator
+from sqlmodel import Field, SQLModel
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """A moment, kept in UTC and handed back as such whatever the database makes of zones."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:  # noqa: ANN401
+        return None if value is None else value.replace(tzinfo=UTC)
+
+
+def moment(*, nullable: bool = False) -> Any:  # noqa: ANN401 - as SQLModel's own Field
+    """A column of moments in UTC."""
+    return Field(sa_column=Column(UtcTime(), nullable=nullable))
+
+
+def document(*, nullable: bool = False) -> Any:  # noqa: ANN401
+    """A column of JSON as it is on the wire."""
+    return Field(sa_column=Column(Text(), nullable=nullable))
+
+
+def belongs_to(target: str, *, key: bool = False) -> Any:  # noqa: ANN401
+    """A column whose row goes when the row it points to goes."""
+    return Field(sa_column=Column(ForeignKey(target, ondelete="CASCADE"), primary_key=key))
+
+
+def refers_to(target: str) -> Any:  # noqa: ANN401
+    """A column whose target may not go before it."""
+    return Field(sa_column=Column(ForeignKey(target), nullable=False, index=True))
+
+
+def size() -> Any:  # noqa: ANN401
+    """A column of byte counts."""
+    return Field(sa_column=Column(BigInteger(), nullable=False))
+
+
+class OrganisationRow(SQLModel, table=True):
+    """A legal person. The first one runs the platform."""
+
+    __tablename__ = "organisation"
+
+    id: str = Field(primary_key=True)
+    name: str = Field(unique=True)
+    created_at: datetime = moment()
+
+
+class UserRow(SQLModel, table=True):
+    """Someone who may call the API."""
+
+    __tablename__ = "user_account"
+    __table_args__ = (UniqueConstraint("organisation", "name"),)
+
+    id: str = Field(primary_key=True)
+    organisation: str = refers_to("organisation.id")
+    name: str
+    roles: str = document()
+    created_at: datetime = moment()
+
+
+class TokenRow(SQLModel, table=True):
+    """A bearer token, by the SHA-256 of its 256 random bits."""
+
+    __tablename__ = "token"
+
+    id: str = Field(primary_key=True)
+    user: str = Field(
+        sa_column=Column("user_id", ForeignKey("user_account.id"), nullable=False, index=True)
+    )
+    label: str
+    hash: str = Field(unique=True)
+    created_at: datetime = moment()
+    expires_at: datetime | None = moment(nullable=True)
+
+
+class CollaborationRow(SQLModel, table=True):
+    """Organisations that train together."""
+
+    __tablename__ = "collaboration"
+
+    id: str = Field(primary_key=True)
+    name: str = Field(unique=True)
+    purpose: str
+    datasets: str = document()
+    visibility: str = document()
+    ends_at: datetime | None = moment(nullable=True)
+    created_at: datetime = moment()
+
+
+class MemberRow(SQLModel, table=True):
+    """An organisation's part in a collaboration."""
+
+    __tablename__ = "collaboration_member"
+
+    collaboration: str = belongs_to("collaboration.id", key=True)
+    organisation: str = Field(
+        sa_column=Column(ForeignKey("organisation.id"), primary_key=True, index=True)
+    )
+
+
+class JobRow(SQLModel, table=True):
+    """A job and the run that it is: the one mutable row.
+
+    ``version`` counts its changes; ``last_event`` is the id of its newest event; ``fruitless``
+    counts attempts lost in a row without a new round; ``settled`` is false until it is closed and
+    nothing of it is left with the engine.
+    """
+
+    __tablename__ = "job"
+    __table_args__ = (
+        Index("ix_job_unsettled", "settled", "id"),
+        Index("ix_job_collaboration_id", "collaboration", "id"),
+    )
+
+    id: str = Field(primary_key=True)
+    name: str
+    collaboration: str = Field(sa_column=Column(ForeignKey("collaboration.id"), nullable=False))
+    organisation: str = refers_to("organisation.id")
+    submitted_by: str = refers_to("user_account.id")
+    spec: str = document()
+    plan_digest: str
+    phase: str
+    desired: str
+    waits_for: str
+    version: int
+    attempt: int
+    fruitless: int
+    rounds: int
+    round: int
+    loss: float | None
+    metrics: str = document()
+    cause: str | None = document(nullable=True)
+    model: str | None
+    last_event: int
+    settled: bool
+    created_at: datetime = moment()
+    updated_at: datetime = moment()
+    ended_at: datetime | None = moment(nullable=True)
+
+
+class AttemptRow(SQLModel, table=True):
+    """One try at a run. Its number is the fence: only the job's newest open attempt is heard.
+
+    ``inputs`` are the plan's; ``first_round`` is the number of rounds on record when it began.
+    """
+
+    __tablename__ = "attempt"
+
+    job: str = belongs_to("job.id", key=True)
+    number: int = Field(primary_key=True)
+    token_hash: str = Field(unique=True)
+    inputs: str = document()
+    first_round: int
+    cause: str | None = document(nullable=True)
+    started_at: datetime = moment()
+    ended_at: datetime | None = moment(nullable=True)
+
+
+class EventRow(SQLModel, table=True):
+    """Something that happened to a job; ids count from 1 within the job without gaps.
+
+    ``step`` and ``number`` name an event of a step within its attempt; they are null for what the
+    control plane tells itself.
+    """
+
+    __tablename__ = "event"
+    __table_args__ = (UniqueConstraint("job", "attempt", "step", "number"),)
+
+    job: str = belongs_to("job.id", key=True)
+    id: int = Field(primary_key=True)
+    attempt: int
+    step: str | None
+    number: int | None
+    kind: str
+    at: datetime = moment()
+    fields: str = document()
+
+
+class RoundRow(SQLModel, table=True):
+    """One round on record. ``checkpoint`` is null once its object was given up."""
+
+    __tablename__ = "round"
+
+    job: str = belongs_to("job.id", key=True)
+    number: int = Field(primary_key=True)
+    attempt: int
+    sites: int
+    dropped: int
+    loss: float | None
+    metrics: str = document()
+    bytes_up: int = size()
+    bytes_down: int = size()
+    seconds: float
+    epsilon: float | None
+    model: str
+    checkpoint: str | None
+    transcript: str
+    at: datetime = moment()
+
+
+class JobObjectRow(SQLModel, table=True):
+    """An object that a job's steps stored, or were laid: what its token may fetch."""
+
+    __tablename__ = "job_object"
+
+    job: str = belongs_to("job.id", key=True)
+    digest: str = Field(primary_key=True, index=True)
+
+
+class ArtifactRow(SQLModel, table=True):
+    """An output of a job, by its file name."""
+
+    __tablename__ = "artifact"
+
+    job: str = belongs_to("job.id", key=True)
+    name: str = Field(primary_key=True)
+    digest: str = Field(index=True)
+    size_bytes: int = size()
+    media_type: str
+    step: str
+    at: datetime = moment()
+
+
+class ProgramRow(SQLModel, table=True):
+    """A bundle that an organisation uploaded."""
+
+    __tablename__ = "program"
+
+    organisation: str = Field(
+        sa_column=Column(ForeignKey("organisation.id"), primary_key=True),
+    )
+    digest: str = Field(primary_key=True, index=True)
+    name: str
+    size_bytes: int = size()
+    facts: str = document()
+    created_at: datetime = moment()
+
+
+class DatasetRow(SQLModel, table=True):
+    """A file of examples that an organisation uploaded, as read with one label column."""
+
+    __tablename__ = "dataset"
+
+    organisation: str = Field(
+        sa_column=Column(ForeignKey("organisation.id"), primary_key=True),
+    )
+    digest: str = Field(primary_key=True, index=True)
+    label: str = Field(primary_key=True)
+    format: str
+    name: str
+    size_bytes: int = size()
+    facts: str = document()
+    created_at: datetime = moment()
+
+
+class ModelRow(SQLModel, table=True):
+    """A published model. It outlives the record of its job, whose id it keeps."""
+
+    __tablename__ = "model"
+    __table_args__ = (Index("ix_model_collaboration_id", "collaboration", "id"),)
+
+    id: str = Field(primary_key=True)
+    name: str
+    job: str = Field(unique=True)
+    collaboration: str = Field(sa_column=Column(ForeignKey("collaboration.id"), nullable=False))
+    organisation: str = refers_to("organisation.id")
+    plan_digest: str
+    digest: str = Field(index=True)
+    parameters: str = document()
+    round: int
+    metrics: str = document()
+    signature: str = document()
+    classes: str = document()
+    transcript_head: str
+    created_at: datetime = moment()
+
+
+class VariantRow(SQLModel, table=True):
+    """One form of a model."""
+
+    __tablename__ = "model_variant"
+
+    model: str = belongs_to("model.id", key=True)
+    name: str = Field(primary_key=True)
+    digest: str = Field(index=True)
+    size_bytes: int = size()
+    media_type: str
+
+
+class IdempotencyRow(SQLModel, table=True):
+    """What a caller's key was answered with; kept as long as the job."""
+
+    __tablename__ = "idempotency"
+
+    user: str = Field(sa_column=Column("user_id", ForeignKey("user_account.id"), primary_key=True))
+    key: str = Field(primary_key=True)
+    body_digest: str
+    job: str = Field(
+        sa_column=Column(
+            ForeignKey("job.id", ondelete="CASCADE"), nullable=False, unique=True, index=True
+        )
+    )
+    created_at: datetime = moment()

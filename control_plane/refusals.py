@@ -1,0 +1,89 @@
+"""Why the control plane does not do what it was asked; ``api.problems`` gives each its HTTP face."""
+
+from __future__ import annotations
+
+from workflows.causes import Cause
+
+
+class ControlPlaneError(Exception):
+    """A use case did not do what was asked."""
+
+
+class NotFound(ControlPlaneError):
+    """There is no such thing, or the caller may not know of it; which of the two is not told."""
+
+
+class Forbidden(ControlPlaneError):
+    """The caller sees the thing and may not do this with it."""
+
+
+class WrongState(ControlPlaneError):
+    """What was asked does not fit the state that the thing is in."""
+
+
+class JobClosed(WrongState):
+    """The job has ended; nothing about it can be changed."""
+
+
+class JobOpen(WrongState):
+    """The job has not ended yet."""
+
+
+class CancelIsFinal(WrongState):
+    """A job that is being cancelled cannot be taken up again."""
+
+
+class StillInFlight(WrongState):
+    """A request with this idempotency key is being worked on; the same call may succeed later."""
+
+
+class NameTaken(WrongState):
+    """Another one has this name."""
+
+
+class VersionChanged(ControlPlaneError):
+    """The thing was changed since the caller last read it."""
+
+
+class KeyReused(ControlPlaneError):
+    """The idempotency key was used before, with another body."""
+
+
+class Unacceptable(ControlPlaneError):
+    """The request is well-formed, and names something that cannot be.
+
+    Attributes:
+        field: Path of the field at fault.
+    """
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}")
+        self.field = field
+
+
+class ProbeFailed(ControlPlaneError):
+    """What was uploaded was tried out in a sandbox, and does not work.
+
+    Attributes:
+        cause: What happened there.
+    """
+
+    def __init__(self, cause: Cause) -> None:
+        super().__init__(cause.detail or cause.explanation.hint)
+        self.cause = cause
+
+
+class IngestError(ControlPlaneError):
+    """What an attempt sent was not taken."""
+
+
+class Fenced(IngestError):
+    """The attempt was superseded, or its job is closed: it must stop."""
+
+
+class EventGap(IngestError):
+    """Events that come before these are missing; the sender must start from those."""
+
+
+class DatabaseUnavailable(ControlPlaneError):
+    """The database did not answer; the same call may succeed later."""
