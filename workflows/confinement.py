@@ -3,7 +3,8 @@
 Everything here only takes away, and can't be taken back by this process or its children. Kernels
 and containers differ in what they allow, so each part is tried, and ``confine`` says which held.
 
-Source: man pages prctl(2), setrlimit(2), network_namespaces(7), landlock(7).
+Source: man pages prctl(2), setrlimit(2), network_namespaces(7), landlock(7),
+capset(2).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ _PR_SET_DUMPABLE: Final = 4
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _CLONE_NEWUSER: Final = 0x10000000
 _CLONE_NEWNET: Final = 0x40000000
+_CAPABILITY_VERSION_3: Final = 0x20080522
 _LANDLOCK_CREATE_RULESET: Final = 444
 _LANDLOCK_ADD_RULE: Final = 445
 _LANDLOCK_RESTRICT_SELF: Final = 446
@@ -66,6 +68,8 @@ def confine(
         held.append("no new privileges")
     if _libc.unshare(_CLONE_NEWNET) == 0 or _libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET) == 0:
         held.append("no network")
+    if _libc.capset(struct.pack("=Ii", _CAPABILITY_VERSION_3, 0), bytes(24)) == 0:
+        held.append("no capabilities")
     if abi := _restrict_files(writable, readable):
         held.append(f"files by Landlock {abi}")
     return tuple(held)

@@ -18,22 +18,9 @@ from workflows.capabilities import ProgramFacts
 from workflows.causes import Cause
 from workflows.frames import ArraySpec, arrays_from
 from workflows.job import Local, Partitioned
+from workflows.model_file import ModelRef
 
 Clock = Literal["import_s", "train_s"]
-
-
-class ModelRef(msgspec.Struct, frozen=True):
-    """A version of the global model, as a file of raw arrays one after another.
-
-    Attributes:
-        path: Of the file.
-        version: Differs between any two models of one pool.
-        arrays: What lies in the file, in order, each at a multiple of 64 bytes.
-    """
-
-    path: str
-    version: int
-    arrays: tuple[ArraySpec, ...]
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,8 @@ import numpy as np
 from workflows.data.examples import Examples
 from workflows.data.preparation import Prepared as PreparedData
 from workflows.data.preparation import open_prepared, prepare
-from workflows.frames import Blob, arrays_from, describe
+from workflows.frames import Blob, describe
+from workflows.model_file import ModelRef, map_model
 from workflows.tasks import (
     Answer,
     AnyTask,
@@ -21,7 +21,6 @@ from workflows.tasks import (
     Initial,
     Measure,
     Measures,
-    ModelRef,
     Open,
     OpenData,
     Opened,
@@ -32,7 +31,6 @@ from workflows.tasks import (
 )
 from workflows.trainers import load_trainer
 from workflows.trainers.trainer import Trainer
-from workflows.workers import ALIGN_BYTES
 
 
 class NotOpened(Exception):
@@ -128,18 +126,6 @@ class Workbench:
             num_classes=self._data.num_classes,
             central=len(self._data.central()),
         )
-
-
-def map_model(ref: ModelRef) -> dict[str, np.ndarray]:
-    """Read-only arrays over the file of a model, which may be deleted meanwhile."""
-    with Path(ref.path).open("rb") as file:
-        content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    views, start = [], 0
-    for spec in ref.arrays:
-        stop = start + int(np.prod(spec.shape, dtype=np.int64)) * np.dtype(spec.dtype).itemsize
-        views.append(content[start:stop])
-        start = stop + -stop % ALIGN_BYTES
-    return arrays_from(ref.arrays, views)
 
 
 def some_samples(data: PreparedData, num_samples: int) -> np.ndarray:

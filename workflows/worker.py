@@ -23,7 +23,6 @@ from workflows.data.examples import DataError
 from workflows.frames import Blob, FrameError, receive_frame, send_frame, size_of
 from workflows.tasks import Answer, AnyTask, Failed
 from workflows.trainers.trainer import ProgramError
-from workflows.workbench import Workbench
 from workflows.workers import Ready, Station
 
 EVIDENCE_CHARS = 4000
@@ -89,6 +88,8 @@ def _failed(code: CauseCode, detail: str) -> Failed:
 
 def main(arguments: Sequence[str]) -> int:
     """Entry of the process."""
+    from workflows.workbench import Workbench  # a runtime's own worker may do without
+
     station = msgspec.json.decode(arguments[0], type=Station)
     serve(station, Workbench().handle, AnyTask)
     return 0

@@ -31,21 +31,14 @@ import msgspec
 
 from strategies import Parameters
 from workflows.causes import Cause, CauseCode
-from workflows.frames import (
-    Blob,
-    FrameError,
-    FrameTooLarge,
-    describe,
-    receive_frame,
-    send_frame,
-)
+from workflows.frames import Blob, FrameError, FrameTooLarge, receive_frame, send_frame
 from workflows.job import Limits
-from workflows.tasks import AnyAnswer, Failed, ModelRef, Reply, SiteFailure, Task
+from workflows.model_file import ModelRef, lay_model
+from workflows.tasks import AnyAnswer, Failed, Reply, SiteFailure, Task
 
 START_S: Final = 120.0
 """Longest a fresh interpreter may take to load the platform's own modules."""
 WATCH_S: Final = 0.1
-ALIGN_BYTES: Final = 64
 _PACKAGE_ROOT: Final = Path(__file__).resolve().parent.parent
 _INHERITED: Final = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH")
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
@@ -246,15 +239,11 @@ class WorkerPool(Generic[T]):
         if self._model and self._model[0] is params:
             return self._model[1]
         self._versions += 1
-        specs, blobs = describe(params)
+        before = self._model
         path = self.folder / f"model-{self._versions}.bin"
-        with path.open("wb") as file:
-            for blob in blobs:
-                file.write(blob)
-                file.write(bytes(-file.tell() % ALIGN_BYTES))
-        if self._model:
-            Path(self._model[1].path).unlink(missing_ok=True)
-        self._model = (params, ModelRef(str(path), self._versions, specs))
+        self._model = (params, lay_model(params, path, self._versions))
+        if before:
+            Path(before[1].path).unlink(missing_ok=True)
         return self._model[1]
 
     def as_completed(
