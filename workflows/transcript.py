@@ -2,18 +2,46 @@
 
 Events, proofs, receipts, resumption and replay follow from it. Its bytes are canonical
 (``workflows.canonical``), it names its predecessor, and its schema is versioned from the first day.
+
+A site signs its weight and a commitment to its update before anything is aggregated. In a
+simulation the sites' keys and salts follow from the run (HKDF, RFC 5869), so that a resumed run
+writes the same bytes; such keys are marked and prove nothing about who took part.
+
+Source: Ed25519, RFC 8032; commitments by a salted hash.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+import hashlib
+from collections.abc import Iterable
+from typing import Final, Literal
 
 import msgspec
+import numpy as np
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from sharing.object_store import Digest
+from strategies import Parameters
+from workflows.canonical import canonical_bytes, digest_value
 from workflows.causes import CauseCode
 
-VERSION = 1
+VERSION: Final = 1
+SALT_BYTES: Final = 32
+
+
+class TranscriptInvalid(Exception):
+    """A transcript does not follow from the one before, or a signature in it does not hold.
+
+    Attributes:
+        round: Round of the first transcript that is wrong, counted from 1 by position.
+    """
+
+    def __init__(self, round: int, problem: str) -> None:
+        super().__init__(f"round {round}: {problem}")
+        self.round = round
 
 
 class Commitment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -81,3 +109,177 @@ class RoundTranscript(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     sum: Digest
     model: Digest
     privacy: tuple[PrivacyEvent, ...] = ()
+
+
+def commit(salt: bytes, update: Parameters) -> Digest:
+    """Commitment to ``update``: SHA-256 over the salt, then names, dtypes, shapes and values.
+
+    Layers come sorted by name, values in row order as little-endian bytes, all after a header that
+    says how many follow, so that two different updates never give the same input.
+
+    Raises:
+        ValueError: The salt has not ``SALT_BYTES`` bytes.
+    """
+    if len(salt) != SALT_BYTES:
+        raise ValueError(f"a salt has {SALT_BYTES} bytes, not {len(salt)}")
+    layers = sorted(update)
+    header = [(name, update[name].dtype.name, update[name].shape) for name in layers]
+    digest = hashlib.sha256(salt + msgspec.json.encode(("foedus-update-1", header)) + b"\n")
+    for name in layers:
+        little_endian = update[name].dtype.newbyteorder("<")
+        digest.update(np.ascontiguousarray(update[name], little_endian).reshape(-1).data)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def simulated_key(job: str, plan: Digest, site: str) -> Ed25519PrivateKey:
+    """Signing key of a simulated site. Anyone can derive it: it is no secret and proves nothing."""
+    return Ed25519PrivateKey.from_private_bytes(_derive("key", job, plan, site))
+
+
+def simulated_salt(job: str, plan: Digest, site: str, round: int) -> bytes:
+    """Salt of a simulated site's commitment in a round."""
+    return _derive("salt", job, plan, site, round)
+
+
+def _derive(*purpose: str | int) -> bytes:
+    info = canonical_bytes(("foedus-simulation-1", *purpose))
+    return HKDF(hashes.SHA256(), length=32, salt=None, info=info).derive(b"simulated, no secret")
+
+
+def sign(
+    key: Ed25519PrivateKey,
+    plan: Digest,
+    round: int,
+    *,
+    site: str,
+    num_examples: int,
+    update: Digest,
+) -> Commitment:
+    """What a site binds itself to in a round of ``plan``, signed with its key."""
+    commitment = Commitment(
+        site=site,
+        num_examples=num_examples,
+        update=update,
+        public_key=key.public_key().public_bytes_raw().hex(),
+        signature="",
+    )
+    signature = key.sign(_statement(commitment, plan, round)).hex()
+    return msgspec.structs.replace(commitment, signature=signature)
+
+
+def verify(commitment: Commitment, plan: Digest, round: int) -> None:
+    """Check that the holder of the commitment's key signed it for this plan and round.
+
+    Raises:
+        TranscriptInvalid: Nobody did.
+    """
+    try:
+        statement = _statement(commitment, plan, round)
+        public_key = Ed25519PublicKey.from_public_bytes(_from_hex(commitment.public_key))
+        public_key.verify(_from_hex(commitment.signature), statement)
+    except (InvalidSignature, ValueError) as error:
+        problem = f"the signature of {commitment.site} does not hold"
+        raise TranscriptInvalid(round, problem) from error
+
+
+def _statement(commitment: Commitment, plan: Digest, round: int) -> bytes:
+    return canonical_bytes(
+        {
+            "statement": "foedus-commitment-1",
+            "plan": plan,
+            "round": round,
+            "site": commitment.site,
+            "num_examples": commitment.num_examples,
+            "update": commitment.update,
+        }
+    )
+
+
+def _from_hex(text: str) -> bytes:
+    """Bytes of lower-case hex without spaces, so that a value has one spelling only."""
+    content = bytes.fromhex(text)
+    if content.hex() != text:
+        raise ValueError("not canonical hex")
+    return content
+
+
+def verify_chain(
+    transcripts: Iterable[RoundTranscript], *, plan: Digest, head: Digest | None = None
+) -> Digest | None:
+    """Check a run's transcripts from round 1 on: chain, plan, cohorts, keys and signatures.
+
+    Args:
+        transcripts: In order of rounds; none is a valid run so far.
+        plan: Digest of the plan they must be of.
+        head: Digest that the last one must have, from the model card; without it nobody can
+            tell whether the last transcript's unsigned parts were altered.
+
+    Returns:
+        Digest of the last transcript; None if there is none.
+
+    Raises:
+        TranscriptInvalid: It names the first round that is wrong.
+    """
+    before: RoundTranscript | None = None
+    previous: Digest | None = None
+    keys: dict[str, str] = {}
+    for number, transcript in enumerate(transcripts, start=1):
+        _verify_link(transcript, number, plan, before, previous)
+        _verify_cohort(transcript)
+        for commitment in transcript.commitments:
+            _verify_key(transcript, commitment, keys)
+            verify(commitment, plan, number)
+        before, previous = transcript, digest_value(transcript)
+    if head is not None and head != previous:
+        raise TranscriptInvalid(before.round if before else 0, f"its digest is not {head}")
+    return previous
+
+
+def _verify_link(
+    transcript: RoundTranscript,
+    number: int,
+    plan: Digest,
+    before: RoundTranscript | None,
+    previous: Digest | None,
+) -> None:
+    claims: list[tuple[str, object, object]] = [
+        ("round", transcript.round, number),
+        ("plan", transcript.plan, plan),
+        ("previous", transcript.previous, previous),
+    ]
+    if before is not None:
+        claims += [
+            ("job", transcript.job, before.job),
+            ("keys", transcript.keys, before.keys),
+            ("previous_model", transcript.previous_model, before.model),
+        ]
+    for field, found, expected in claims:
+        if found != expected:
+            raise TranscriptInvalid(number, f"{field} is {found}, not {expected}")
+
+
+def _verify_cohort(transcript: RoundTranscript) -> None:
+    committed = [commitment.site for commitment in transcript.commitments]
+    dropped = [dropped.site for dropped in transcript.dropped]
+    for field, sites in (
+        ("cohort", list(transcript.cohort)),
+        ("commitments", committed),
+        ("dropped", dropped),
+    ):
+        if sites != sorted(set(sites)):
+            raise TranscriptInvalid(transcript.round, f"{field} is not sorted, each site once")
+    if sorted(committed + dropped) != list(transcript.cohort):
+        problem = "commitments and dropped are not together the cohort"
+        raise TranscriptInvalid(transcript.round, problem)
+
+
+def _verify_key(transcript: RoundTranscript, commitment: Commitment, keys: dict[str, str]) -> None:
+    """Check that a site keeps its key; ``keys`` collects those seen."""
+    site = commitment.site
+    if transcript.keys == "simulated":
+        key = simulated_key(transcript.job, transcript.plan, site)
+        expected = key.public_key().public_bytes_raw().hex()
+    else:
+        expected = keys.setdefault(site, commitment.public_key)
+    if commitment.public_key != expected:
+        raise TranscriptInvalid(transcript.round, f"{site} signed with another key")
