@@ -32,7 +32,17 @@ ROUNDER_BITS: Final = int(np.float64(ROUNDER).view(np.int64))
 
 
 class RingTooSmall(Exception):
-    """A sum of the job could wrap around in the ring."""
+    """A sum of the job could wrap around in the ring.
+
+    Attributes:
+        problem: By how much.
+        mend: What to change.
+    """
+
+    def __init__(self, problem: str, mend: str) -> None:
+        super().__init__(f"{problem}; {mend}")
+        self.problem = problem
+        self.mend = mend
 
 
 class Ring(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -73,10 +83,11 @@ class Ring(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         if largest >> WIDTH_BITS:
             excess = largest.bit_length() - WIDTH_BITS
             raise RingTooSmall(
-                f"a sum of {cohort} updates may need {excess} bits more than the ring's "
-                f"{WIDTH_BITS} (magnitude {self.magnitude:g} * 2**{self.fraction_bits} * weight "
-                f"{self.max_weight} * {cohort} sites); lower fraction_bits by {excess}, or divide "
-                f"magnitude or max_weight by {1 << excess}"
+                f"a sum of {cohort} updates may need {excess} bits more than the {WIDTH_BITS} "
+                f"there are: magnitude {self.magnitude:g} * 2**fraction_bits {self.fraction_bits} "
+                f"* max_weight {self.max_weight} * cohort {cohort}",
+                f"lower fraction_bits by {excess}, or divide magnitude, max_weight or the cohort "
+                f"by {1 << excess}",
             )
 
     def require(self, update: ModelUpdate, shapes: Mapping[str, tuple[int, ...]]) -> None:

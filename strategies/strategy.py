@@ -211,5 +211,5 @@ def digest_of_fold(partial: Partial) -> str:
     digest = hashlib.sha256(msgspec.json.encode(header) + b"\n")
     for tensors in (partial.sums, *(partial.kept[site] for site in sites)):
         for name in sorted(tensors):
-            digest.update(np.ascontiguousarray(tensors[name], "<i8").data)
+            digest.update(np.ascontiguousarray(tensors[name], "<i8").reshape(-1).data)
     return f"sha256:{digest.hexdigest()}"

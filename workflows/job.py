@@ -6,22 +6,25 @@ version; what no runtime can do yet is refused by ``JobSpec.check`` with that re
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Collection, Iterator, Mapping
+from math import isfinite, prod
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
+import numpy as np
 from msgspec import Meta
 
 from privacy import AnyMechanism, Protection
-from sharing.object_store import Digest
+from sharing.object_store import Digest, is_digest
 from strategies import AnyStrategy, FedAvg, Ring, RingTooSmall
-from workflows.capabilities import Capabilities
-from workflows.data.partitioners import AnyPartitioner, Iid
+from workflows.capabilities import Capabilities, DatasetFacts, ProgramFacts, RuntimeAbilities
+from workflows.data.partitioners import AnyPartitioner, ByLabel, Dirichlet, Iid
 
 Positive = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
 Fraction = Annotated[float, Meta(ge=0, lt=1)]
 Name = Annotated[str, Meta(min_length=1, max_length=100, pattern=r"^[\w][\w .:/-]*$")]
+DEFAULT_LABEL: Final = "y"
 
 
 class JobError(Exception):
@@ -120,7 +123,7 @@ class Partitioned(Tagged, frozen=True, tag="partitioned"):
     """
 
     dataset: str
-    label: str = "y"
+    label: str = DEFAULT_LABEL
     sites: Annotated[int, Meta(ge=1, le=100_000)] = 10
     partitioner: AnyPartitioner = Iid()
     holdout: Fraction = 0.2
@@ -327,4 +330,319 @@ class JobSpec(Value, frozen=True):
             Unsupported: A field asks for what nothing here can do.
             Inconsistent: Two fields contradict each other.
         """
-        raise NotImplementedError
+        for rule in RULES:
+            rule(self, capabilities)
+        return self
+
+
+# What `check` holds true, one rule each, in the order in which a developer would mend them.
+
+LARGEST_INTEGER: Final = 2**53 - 1
+CLASS_METRICS: Final = frozenset({"accuracy", "auroc"})
+BUILTIN_METRICS: Final = CLASS_METRICS | {"mse"}
+
+
+def _require_canonical(spec: JobSpec, _: Capabilities) -> None:
+    """Every number has one canonical form, so that the job has a digest."""
+    for path, leaf in _leaves(msgspec.to_builtins(spec)):
+        if isinstance(leaf, int) and abs(leaf) > LARGEST_INTEGER:
+            raise Inconsistent((path,), f"{leaf} is beyond 2**53", "write a smaller number or text")
+        if isinstance(leaf, float) and not isfinite(leaf):
+            raise Inconsistent((path,), f"{leaf} is no JSON number", "write a finite number")
+
+
+def _leaves(value: object, path: str = "") -> Iterator[tuple[str, object]]:
+    match value:
+        case dict():
+            for key, part in value.items():
+                yield from _leaves(part, f"{path}.{key}" if path else str(key))
+        case list() | tuple():
+            for index, part in enumerate(value):
+                yield from _leaves(part, f"{path}[{index}]")
+        case _:
+            yield path, value
+
+
+def _require_runtime(spec: JobSpec, capabilities: Capabilities) -> None:
+    runtime = _runtime(spec, capabilities)
+    mode = spec.runtime.mode
+    if mode not in runtime.modes:
+        problem = f"runtime {spec.runtime.kind} has no mode {mode} yet"
+        raise Unsupported(("runtime.mode",), problem, f"use {_one_of(runtime.modes)}")
+    if isinstance(spec.data, AtSites):
+        problem = "data of real sites cannot be reached from here yet"
+        raise Unsupported(("data.kind",), problem, "use partitioned with a data set of your own")
+    if mode == "sites":
+        problem = "partitioned data is for simulated sites"
+        raise Inconsistent(("data.kind", "runtime.mode"), problem, "use mode simulation")
+    if (codec := _kind(spec.codec)) not in runtime.codecs:
+        problem = f"runtime {spec.runtime.kind} does not speak {codec}"
+        raise Unsupported(("codec.kind",), problem, f"use {_one_of(runtime.codecs)}")
+
+
+def _require_privacy(spec: JobSpec, capabilities: Capabilities) -> None:
+    runtime = _runtime(spec, capabilities)
+    kinds = [_kind(mechanism) for mechanism in spec.privacy]
+    for index, kind in enumerate(kinds):
+        field = f"privacy[{index}].kind"
+        if kind not in runtime.mechanisms:
+            problem = f"runtime {spec.runtime.kind} does not enforce {kind} yet"
+            mend = f"use {_one_of(runtime.mechanisms)}" if runtime.mechanisms else "leave it out"
+            raise Unsupported((field, "runtime.kind"), problem, mend)
+        if kind in kinds[:index]:
+            raise Inconsistent((field,), f"{kind} is asked for twice", "leave one out")
+    if spec.protect is not None:
+        problem = "nothing here can check yet whether mechanisms protect that"
+        raise Unsupported(("protect",), problem, "leave it out, so that nothing is claimed")
+
+
+def _require_program(spec: JobSpec, capabilities: Capabilities) -> None:
+    facts = _program(spec, capabilities)
+    penalised = spec.strategy.client_half().proximal_mu > 0
+    if penalised and facts.own_train and not facts.uses_hooks:
+        raise Inconsistent(
+            ("strategy.kind", "program"),
+            f"{_kind(spec.strategy)} adds to the local loss, but the program's own train "
+            "does not say that it calls the hooks it is handed",
+            "call config.hooks in train and declare hooks = true in program.toml, or use fedavg",
+        )
+    size = _size_bytes(facts)
+    if not spec.program.config and size > spec.limits.output_mb << 20:
+        raise Inconsistent(
+            ("limits.output_mb", "program"),
+            f"the model takes {size} bytes, more than {spec.limits.output_mb} MiB",
+            f"raise limits.output_mb to {-(-size >> 20)}",
+        )
+
+
+def _require_data(spec: JobSpec, capabilities: Capabilities) -> None:
+    data = _partitioned(spec)
+    facts = _dataset(spec, capabilities)
+    program = _program(spec, capabilities)
+    if data.label != DEFAULT_LABEL and not is_digest(data.dataset):
+        problem = f"the bundled set {data.dataset} has labels of its own"
+        raise Inconsistent(("data.label", "data.dataset"), problem, "leave data.label out")
+    if program.features and program.features != facts.features:
+        raise Inconsistent(
+            ("program", "data.dataset"),
+            f"the program takes examples shaped {list(program.features)}, {data.dataset} has "
+            f"{list(facts.features)}",
+            "choose a program and a data set that fit",
+        )
+    each = _fewest_per_site(data)
+    training = _num_training(data, facts)
+    if data.sites * each > training:
+        raise Inconsistent(
+            ("data.sites", "data.dataset"),
+            f"{data.sites} sites need at least {data.sites * each} examples, {training} are there",
+            f"ask for at most {training // each} sites",
+        )
+    if spec.ring.max_weight < training:
+        raise Inconsistent(
+            ("ring.max_weight", "data.dataset"),
+            f"one site may hold {training} examples, more than the weight {spec.ring.max_weight}",
+            f"raise ring.max_weight to {training}",
+        )
+
+
+def _require_strategy(spec: JobSpec, capabilities: Capabilities) -> None:
+    runtime = _runtime(spec, capabilities)
+    kind = _kind(spec.strategy)
+    offered = capabilities.strategies if "*" in runtime.strategies else runtime.strategies
+    if kind not in offered:
+        problem = f"runtime {spec.runtime.kind} does not fold {kind}"
+        raise Unsupported(("strategy.kind", "runtime.kind"), problem, f"use {_one_of(offered)}")
+
+
+def _require_cohort(spec: JobSpec, _: Capabilities) -> None:
+    sites = _partitioned(spec).sites
+    size = spec.cohort_size
+    if size > sites:
+        problem = f"{size} of {sites} sites cannot be drawn"
+        raise Inconsistent(("cohort.size", "data.sites"), problem, f"ask for at most {sites}")
+    if spec.cohort.minimum > size:
+        problem = f"{spec.cohort.minimum} updates cannot come from {size} sites"
+        raise Inconsistent(("cohort.minimum", "cohort.size"), problem, f"ask for at most {size}")
+    if size < spec.strategy.min_updates:
+        needed = spec.strategy.min_updates
+        problem = f"{_kind(spec.strategy)} needs {needed} updates a round, {size} can come"
+        mend = f"draw at least {needed} sites a round"
+        raise Inconsistent(("strategy.kind", "cohort.size"), problem, mend)
+    try:
+        spec.ring.check(size)
+    except RingTooSmall as error:
+        fields = ("ring.fraction_bits", "ring.magnitude", "ring.max_weight", "cohort.size")
+        raise Inconsistent(fields, error.problem, error.mend) from error
+
+
+def _require_init(spec: JobSpec, capabilities: Capabilities) -> None:
+    if not isinstance(spec.init, FromModel):
+        return
+    given = capabilities.models.get(spec.init.digest)
+    if given is None:
+        problem = "no model with this digest is known here"
+        raise Unsupported(("init.digest",), problem, "copy the digest of a model you may see")
+    wanted = _program(spec, capabilities).parameters
+    differing = set(given) ^ set(wanted)
+    if differing and not spec.program.config:
+        names = ", ".join(sorted({parameter.name for parameter in differing})[:5])
+        raise Inconsistent(
+            ("init.digest", "program"),
+            f"name, shape or dtype differ between the model's and the program's {names}",
+            "start from a model of the same program",
+        )
+
+
+def _require_evaluation(spec: JobSpec, capabilities: Capabilities) -> None:
+    metrics, data = spec.evaluate.metrics, _partitioned(spec)
+    if not metrics:
+        if spec.evaluate.select == "best":
+            problem = "without a metric there is no best round"
+            raise Inconsistent(("evaluate.select", "evaluate.metrics"), problem, "use last")
+        return
+    field, share = (
+        ("data.central", data.central)
+        if spec.evaluate.where == "central"
+        else ("data.holdout", data.holdout)
+    )
+    if share == 0:
+        problem = f"nothing is held out for evaluation at {spec.evaluate.where}"
+        raise Inconsistent((field, "evaluate.where"), problem, f"set {field} above 0, as 0.2")
+    if len(set(metrics)) < len(metrics):
+        raise Inconsistent(("evaluate.metrics",), "one is named twice", "name each once")
+    facts, dataset = _program(spec, capabilities), _dataset(spec, capabilities)
+    known = sorted(BUILTIN_METRICS | set(facts.metrics))
+    for index, metric in enumerate(metrics):
+        path = f"evaluate.metrics[{index}]"
+        if metric not in known:
+            problem = f"neither the platform nor the program measures {metric}"
+            raise Unsupported((path, "program"), problem, f"use {_one_of(known)}")
+        if metric not in facts.metrics:
+            _require_metric_fits(path, metric, dataset)
+    measurable = dataset.num_examples - _num_training(data, dataset)
+    if spec.evaluate.where == "central" and spec.evaluate.minimum_count > measurable:
+        problem = f"the central part has {measurable} examples"
+        mend = "lower evaluate.minimum_count or raise data.central"
+        raise Inconsistent(("evaluate.minimum_count", "data.central"), problem, mend)
+
+
+def _require_metric_fits(path: str, metric: str, dataset: DatasetFacts) -> None:
+    fields = (path, "data.dataset")
+    if dataset.num_classes == 0 and metric in CLASS_METRICS:
+        raise Inconsistent(fields, f"{metric} needs classes, the targets are real", "use mse")
+    if dataset.num_classes != 0 and metric == "mse":
+        raise Inconsistent(fields, "mse needs real targets, there are classes", "use accuracy")
+    if dataset.num_classes != 2 and metric == "auroc":
+        problem = f"auroc is for two classes, there are {dataset.num_classes}"
+        raise Inconsistent(fields, problem, "use accuracy")
+
+
+def _require_output(spec: JobSpec, capabilities: Capabilities) -> None:
+    variants = spec.output.onnx
+    for index, variant in enumerate(variants):
+        path = f"output.onnx[{index}]"
+        if variant not in capabilities.onnx:
+            problem = f"the ONNX variant {variant} cannot be made yet"
+            raise Unsupported((path,), problem, f"use {_one_of(capabilities.onnx)}")
+        if variant in variants[:index]:
+            raise Inconsistent((path,), f"{variant} is asked for twice", "leave one out")
+
+
+def _require_resources(spec: JobSpec, _: Capabilities) -> None:
+    for part in ("server", "site"):
+        asked: Allotment = getattr(spec.resources, part)
+        usual: Allotment = getattr(Resources(), part)
+        for field in asked.__struct_fields__:
+            if getattr(asked, field) != getattr(usual, field):
+                raise Unsupported(
+                    (f"resources.{part}.{field}",),
+                    "the engine here reserves nothing, and has no GPU to give"
+                    if field == "gpu"
+                    else "the engine here reserves nothing",
+                    f"leave it out ({getattr(usual, field):g}); limits bound what is used",
+                )
+    if spec.resources.priority != "normal":
+        problem = "the engine here knows no priorities yet"
+        raise Unsupported(("resources.priority",), problem, "use normal")
+
+
+Rule = Callable[[JobSpec, Capabilities], None]
+RULES: Final[tuple[Rule, ...]] = (
+    _require_canonical,
+    _require_runtime,
+    _require_privacy,
+    _require_program,
+    _require_data,
+    _require_strategy,
+    _require_cohort,
+    _require_init,
+    _require_evaluation,
+    _require_output,
+    _require_resources,
+)
+
+
+def _runtime(spec: JobSpec, capabilities: Capabilities) -> RuntimeAbilities:
+    try:
+        return capabilities.runtimes[spec.runtime.kind]
+    except KeyError:
+        problem = f"there is no runtime {spec.runtime.kind}"
+        mend = f"use {_one_of(capabilities.runtimes)}"
+        raise Unsupported(("runtime.kind",), problem, mend) from None
+
+
+def _program(spec: JobSpec, capabilities: Capabilities) -> ProgramFacts:
+    match spec.program:
+        case Builtin(name=name):
+            builtin = sorted(key for key in capabilities.programs if not is_digest(key))
+            field, mend = "program.name", f"use {_one_of(builtin)}"
+        case Bundle(digest=name):
+            field, mend = "program.digest", "upload it first (`foedus program push DIR`)"
+        case Image():
+            problem = "container images cannot be run yet"
+            raise Unsupported(("program.kind",), problem, "use builtin or bundle")
+    if name not in capabilities.programs:
+        raise Unsupported((field,), f"no program {name} is known here", mend)
+    return capabilities.programs[name]
+
+
+def _dataset(spec: JobSpec, capabilities: Capabilities) -> DatasetFacts:
+    name = _partitioned(spec).dataset
+    if name not in capabilities.datasets:
+        bundled = sorted(key for key in capabilities.datasets if not is_digest(key))
+        mend = "upload it first" if is_digest(name) else f"use {_one_of(bundled)}"
+        raise Unsupported(("data.dataset",), f"no data set {name} is known here", mend)
+    return capabilities.datasets[name]
+
+
+def _partitioned(spec: JobSpec) -> Partitioned:
+    """The data, once `_require_runtime` let no other kind pass."""
+    if not isinstance(spec.data, Partitioned):
+        raise TypeError(spec.data)
+    return spec.data
+
+
+def _kind(value: msgspec.Struct) -> str:
+    return str(value.__struct_config__.tag)
+
+
+def _fewest_per_site(data: Partitioned) -> int:
+    match data.partitioner:
+        case Dirichlet(minimum=fewest) | ByLabel(shards_per_site=fewest):
+            return fewest
+        case _:
+            return 1
+
+
+def _num_training(data: Partitioned, facts: DatasetFacts) -> int:
+    """Examples that are divided among the sites."""
+    return facts.num_examples - round(facts.num_examples * data.central)
+
+
+def _size_bytes(facts: ProgramFacts) -> int:
+    return sum(prod(x.shape) * np.dtype(x.dtype).itemsize for x in facts.parameters)
+
+
+def _one_of(names: Collection[str]) -> str:
+    *rest, last = names or ("nothing of the kind",)
+    return f"{', '.join(rest)} or {last}" if rest else last
