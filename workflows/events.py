@@ -28,11 +28,11 @@ class StepEvent(
     at: float
 
 
-class StepStarted(StepEvent, frozen=True, tag="step.started"):
+class StepStarted(StepEvent, frozen=True, kw_only=True, tag="step.started"):
     """The step's process runs; its inputs are in place."""
 
 
-class Waiting(StepEvent, frozen=True, tag="waiting"):
+class Waiting(StepEvent, frozen=True, kw_only=True, tag="waiting"):
     """The step can not go on by itself just now.
 
     Attributes:
@@ -42,14 +42,14 @@ class Waiting(StepEvent, frozen=True, tag="waiting"):
     reason: str
 
 
-class RoundStarted(StepEvent, frozen=True, tag="round.started"):
+class RoundStarted(StepEvent, frozen=True, kw_only=True, tag="round.started"):
     """A cohort was drawn and asked to train."""
 
     round: int
     cohort: int
 
 
-class SiteDropped(StepEvent, frozen=True, tag="site.dropped"):
+class SiteDropped(StepEvent, frozen=True, kw_only=True, tag="site.dropped"):
     """A site's part in a round was lost; the round goes on without it."""
 
     round: int
@@ -57,7 +57,7 @@ class SiteDropped(StepEvent, frozen=True, tag="site.dropped"):
     cause: Cause
 
 
-class RoundFinished(StepEvent, frozen=True, tag="round.finished"):
+class RoundFinished(StepEvent, frozen=True, kw_only=True, tag="round.finished"):
     """A round is on record and can be resumed from.
 
     Attributes:
@@ -91,13 +91,13 @@ class RoundFinished(StepEvent, frozen=True, tag="round.finished"):
     transcript: Digest
 
 
-class StepFailed(StepEvent, frozen=True, tag="step.failed"):
+class StepFailed(StepEvent, frozen=True, kw_only=True, tag="step.failed"):
     """The step ended without a result; always its last line."""
 
     cause: Cause
 
 
-class StepSucceeded(StepEvent, frozen=True, tag="step.succeeded"):
+class StepSucceeded(StepEvent, frozen=True, kw_only=True, tag="step.succeeded"):
     """The step's outputs and its manifest are stored; always its last line.
 
     Written by the wrapper, after the process ended and everything was uploaded.
