@@ -1,0 +1,349 @@
+"""Programs in PyTorch: the local epochs, with what a strategy asks of them.
+
+Every call works on a fresh copy of the model as built, so that nothing of one site (buffers,
+attributes, optimiser memory) reaches another, and seeds every generator, so that the same arguments
+give the same bits whatever ran before.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from strategies import ClientHalf, Parameters
+from workflows.capabilities import ProgramFacts
+from workflows.causes import CauseCode
+from workflows.data.examples import Examples
+from workflows.job import Adam, Local, Sgd
+from workflows.trainers.border import (
+    Program,
+    Shape,
+    arguments_of_build,
+    delta_of,
+    developer_code,
+    parameters_of,
+    refusal,
+    require_metrics,
+    require_number,
+    seed_everything,
+)
+from workflows.trainers.scores import scores_of
+from workflows.trainers.trainer import Measured, Trained
+
+EVALUATION_BATCH: Final = 256
+OPSET: Final = 17
+FEDERATED: Final = (torch.float32, torch.float64)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Hooks:
+    """What a strategy asks of a program's own ``train``.
+
+    Attributes:
+        proximal_mu: Weight mu of the proximal term; 0 for none.
+        origin: The global model's trainable parameters, by name.
+    """
+
+    proximal_mu: float
+    origin: Mapping[str, torch.Tensor]
+
+    def penalty(self, model: torch.nn.Module) -> torch.Tensor:
+        """mu/2 * ||w - w_global||^2, to be added to each batch's loss.
+
+        Source: Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020, eq. 2.
+        """
+        total = torch.zeros(())
+        if self.proximal_mu:
+            for name, weight in model.named_parameters():
+                if weight.requires_grad:
+                    total = total + (weight - self.origin[name]).square().sum()
+        return self.proximal_mu / 2 * total
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrainConfig:
+    """What a program's own ``train(model, data, config)`` is handed.
+
+    Attributes:
+        epochs: Passes over the site's data.
+        batch_size: Examples in one step.
+        lr: Learning rate.
+        optimizer: The job's optimiser, with all its fields.
+        hooks: What the strategy asks for; add ``hooks.penalty(model)`` to the loss.
+        seed: Of this site and round; torch, numpy and random are seeded with it already.
+    """
+
+    epochs: int
+    batch_size: int
+    lr: float
+    optimizer: Sgd | Adam
+    hooks: Hooks
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TensorExamples:
+    """A site's training examples as a program's own ``train`` gets them."""
+
+    x: torch.Tensor
+    y: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+
+class TorchTrainer:
+    """A loaded PyTorch program."""
+
+    def __init__(
+        self, program: Program, config: Mapping[str, Any], seed: int, shape: Shape
+    ) -> None:
+        torch.set_num_threads(1)
+        torch.use_deterministic_algorithms(True)
+        self._program = program
+        self._seed = seed
+        self._shape = shape
+        start = time.perf_counter()
+        arguments = arguments_of_build(program, config, shape)
+        self._build: Callable[[], torch.nn.Module] = lambda: self._built(arguments)
+        self._pristine = self._build()
+        self._import_s = time.perf_counter() - start
+        self._fresh = self._copied if _can_be_copied(self._pristine) else self._build
+        self._initial = _federated(self._pristine)
+        if not self._initial:
+            raise refusal("the model of build() has no floating-point parameters to train")
+        if program.function("train") is None:
+            program.require("loss")
+
+    @property
+    def facts(self) -> ProgramFacts:
+        program = self._program
+        return ProgramFacts(
+            framework="torch",
+            parameters=parameters_of(self._initial),
+            features=self._shape.features,
+            metrics=tuple(program.manifest.metrics),
+            own_train=program.function("train") is not None,
+            uses_hooks=program.manifest.hooks,
+            import_s=self._import_s,
+            summary=program.manifest.summary,
+        )
+
+    def initial(self) -> dict[str, np.ndarray]:
+        return {name: array.copy() for name, array in self._initial.items()}
+
+    def train(
+        self, params: Parameters, examples: Examples, local: Local, half: ClientHalf, seed: int
+    ) -> Trained:
+        self._seed_all(seed)
+        model = self._with(params).train()
+        own = self._program.function("train")
+        loss = (
+            self._own_loop(model, examples, local, half, seed)
+            if own
+            else self._our_loop(model, examples, local, half, seed)
+        )
+        return Trained(delta_of(params, _federated(model)), len(examples), loss)
+
+    def evaluate(self, params: Parameters, examples: Examples, metrics: Sequence[str]) -> Measured:
+        require_metrics(self._program, metrics)
+        self._seed_all(self._seed)
+        model = self._with(params).eval()
+        declared = [name for name in metrics if name in self._program.manifest.metrics]
+        outputs, sums = [], dict.fromkeys(declared, 0.0)
+        total_loss = 0.0
+        with torch.no_grad():
+            for batch in _batches(examples, np.arange(len(examples)), EVALUATION_BATCH):
+                weight = len(batch[1]) / len(examples)
+                if declared:
+                    for name, value in self._measure(model, batch, declared).items():
+                        sums[name] += weight * value
+                if "loss" in metrics and "loss" not in declared:
+                    loss = self._program.call("loss", model, batch)
+                    total_loss += weight * require_number(loss, "loss")
+                if set(metrics) - {"loss", *declared}:
+                    outputs.append(self._forward(model, batch[0]))
+        wanted = [name for name in metrics if name not in declared and name != "loss"]
+        values = sums | (scores_of(np.concatenate(outputs), examples.y, wanted) if wanted else {})
+        if "loss" in metrics and "loss" not in declared:
+            values["loss"] = total_loss
+        return Measured(values, len(examples))
+
+    def export(self, params: Parameters, samples: np.ndarray, folder: Path) -> None:
+        from translation import TranslationError
+        from translation.from_torch import to_onnx
+
+        model = self._with(params).eval()
+        try:
+            outputs = to_onnx(model, samples, folder / "model.onnx", OPSET)
+        except TranslationError as error:
+            raise refusal(str(error), CauseCode.TRANSLATION_FAILED) from error
+        np.savez(folder / "reference.npz", inputs=samples, outputs=outputs)
+
+    def _our_loop(
+        self,
+        model: torch.nn.Module,
+        examples: Examples,
+        local: Local,
+        half: ClientHalf,
+        seed: int,
+    ) -> float:
+        """The local epochs; returns the mean loss over the last one, without the proximal term."""
+        optimizer = self._optimizer(model, local)
+        trainable = [weight for weight in model.parameters() if weight.requires_grad]
+        origin = [weight.detach().clone() for weight in trainable] if half.proximal_mu else []
+        shuffle = np.random.default_rng(seed)
+        total = 0.0
+        for _ in range(local.epochs):
+            total = 0.0
+            for batch in _batches(examples, shuffle.permutation(len(examples)), local.batch_size):
+                optimizer.zero_grad()
+                loss = self._loss(model, batch)
+                with developer_code("the backward pass of loss()", self._program.folder):
+                    loss.backward()  # type: ignore[no-untyped-call]
+                for weight, start in zip(trainable, origin, strict=False):
+                    if weight.grad is not None:  # the gradient of mu/2 * ||w - w_global||^2
+                        weight.grad.add_(weight.detach() - start, alpha=half.proximal_mu)
+                with developer_code("the step of the optimizer", self._program.folder):
+                    optimizer.step()
+                total += float(loss.detach()) * len(batch[1])
+        return total / len(examples)
+
+    def _own_loop(
+        self,
+        model: torch.nn.Module,
+        examples: Examples,
+        local: Local,
+        half: ClientHalf,
+        seed: int,
+    ) -> float | None:
+        origin = {
+            name: weight.detach().clone()
+            for name, weight in model.named_parameters()
+            if weight.requires_grad
+        }
+        config = TrainConfig(
+            epochs=local.epochs,
+            batch_size=local.batch_size,
+            lr=local.optimizer.lr,
+            optimizer=local.optimizer,
+            hooks=Hooks(half.proximal_mu, origin),
+            seed=seed,
+        )
+        data = TensorExamples(*_tensors(examples, slice(None)))
+        loss = self._program.call("train", model, data, config)
+        return None if loss is None else require_number(loss, "what train() returns")
+
+    def _loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        loss = self._program.call("loss", model, batch)
+        if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+            what = tuple(loss.shape) if isinstance(loss, torch.Tensor) else type(loss).__name__
+            raise refusal(f"loss() returned {what}; it must return one number as a tensor")
+        if not loss.requires_grad:
+            raise refusal("loss() does not depend on the model's parameters: nothing can be learnt")
+        return loss
+
+    def _optimizer(self, model: torch.nn.Module, local: Local) -> torch.optim.Optimizer:
+        if self._program.function("optimizer"):
+            optimizer = self._program.call("optimizer", model, local)
+            if not isinstance(optimizer, torch.optim.Optimizer):
+                raise refusal(f"optimizer() returned {type(optimizer).__name__}, no optimizer")
+            return optimizer
+        weights = [weight for weight in model.parameters() if weight.requires_grad]
+        match local.optimizer:
+            case Sgd(lr=lr, momentum=momentum, weight_decay=decay):
+                return torch.optim.SGD(weights, lr=lr, momentum=momentum, weight_decay=decay)
+            case Adam(lr=lr, weight_decay=decay):
+                return torch.optim.AdamW(weights, lr=lr, weight_decay=decay)
+
+    def _measure(
+        self, model: torch.nn.Module, batch: Batch, declared: Sequence[str]
+    ) -> dict[str, float]:
+        values = self._program.call("evaluate", model, batch)
+        if not isinstance(values, Mapping) or not set(declared) <= set(values):
+            raise refusal(f"evaluate() must return a dict with {', '.join(declared)}")
+        return {name: require_number(values[name], name) for name in declared}
+
+    def _forward(self, model: torch.nn.Module, x: torch.Tensor) -> np.ndarray:
+        with developer_code("the model's forward pass", self._program.folder):
+            output = model(x)
+        if not isinstance(output, torch.Tensor) or len(output) != len(x):
+            raise refusal(
+                "for a built-in metric the model must return one tensor with a row per example; "
+                "measure it in your own evaluate()"
+            )
+        return output.detach().double().numpy()
+
+    def _built(self, arguments: Mapping[str, Any]) -> torch.nn.Module:
+        self._seed_all(self._seed)
+        build = self._program.require("build")
+        with developer_code("build()", self._program.folder):
+            model = build(**arguments)
+        if not isinstance(model, torch.nn.Module):
+            raise refusal(f"build() returned {type(model).__name__}; it must return an nn.Module")
+        return model
+
+    def _copied(self) -> torch.nn.Module:
+        return copy.deepcopy(self._pristine)
+
+    def _with(self, params: Parameters) -> torch.nn.Module:
+        """A fresh model that holds ``params``."""
+        model = self._fresh()
+        state = model.state_dict(keep_vars=False)
+        with torch.no_grad():
+            for name, array in params.items():
+                state[name].copy_(torch.from_numpy(np.array(array)))
+        return model
+
+    @staticmethod
+    def _seed_all(seed: int) -> None:
+        torch.manual_seed(seed)
+        seed_everything(seed)
+
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+def _batches(examples: Examples, order: np.ndarray, size: int) -> Iterator[Batch]:
+    for start in range(0, len(order), size):
+        yield _tensors(examples, order[start : start + size])
+
+
+def _tensors(examples: Examples, rows: np.ndarray | slice) -> Batch:
+    """Copies of some rows, so that a program may write into them."""
+    return (
+        torch.from_numpy(np.array(examples.x[rows])),
+        torch.from_numpy(np.array(examples.y[rows])),
+    )
+
+
+def _federated(model: torch.nn.Module) -> dict[str, np.ndarray]:
+    """Copies of the floating-point arrays of a model, buffers included.
+
+    Raises:
+        ProgramError: One is of a kind that cannot travel.
+    """
+    arrays = {}
+    for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+            continue
+        if tensor.dtype not in FEDERATED:
+            raise refusal(f"layer `{name}` is {tensor.dtype}; federated layers must be float32")
+        arrays[name] = tensor.detach().cpu().numpy().copy()
+    return arrays
+
+
+def _can_be_copied(model: torch.nn.Module) -> bool:
+    """Whether the model can be copied; one with computed attributes (weight_norm) cannot."""
+    try:
+        copy.deepcopy(model)
+    except Exception:  # noqa: BLE001 - border to the developer's model
+        return False
+    return True
