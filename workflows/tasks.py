@@ -37,12 +37,16 @@ class Open(Task, frozen=True, tag="open"):
         program: Folder of the unpacked bundle.
         config: Handed to its ``build``.
         seed: Under which the model is built.
+        features: Shape of one example; empty where there is no data.
+        classes: Of the data; 0 for real-valued targets.
     """
 
     clock: ClassVar[Clock] = "import_s"
     program: str
     config: Mapping[str, Any] = {}
     seed: int = 0
+    features: tuple[int, ...] = ()
+    classes: int = 0
 
 
 class Prepare(Task, frozen=True, tag="prepare"):
@@ -132,11 +136,13 @@ class Prepared(Answer, frozen=True, tag="prepared"):
 
     Attributes:
         sites: Names, in order.
+        features: Shape of one example.
         num_classes: 0 for real-valued targets.
         central: Examples in the central part.
     """
 
     sites: tuple[str, ...]
+    features: tuple[int, ...]
     num_classes: int
     central: int
 

@@ -83,7 +83,9 @@ class Workbench:
         """
         match task:
             case Open():
-                self._trainer = load_trainer(Path(task.program), task.config, task.seed)
+                self._trainer = load_trainer(
+                    Path(task.program), task.config, task.seed, task.features, task.classes
+                )
                 return Opened(facts=self._trainer.facts), ()
             case Prepare():
                 prepare(task.data, Path(task.inputs), Path(task.folder))
@@ -123,6 +125,7 @@ class Workbench:
         self._data = open_prepared(folder)
         return Prepared(
             sites=tuple(self._data.sites),
+            features=self._data.features,
             num_classes=self._data.num_classes,
             central=len(self._data.central()),
         )

@@ -34,13 +34,12 @@ from workflows.causes import Cause, CauseCode
 from workflows.frames import Blob, FrameError, FrameTooLarge, receive_frame, send_frame
 from workflows.job import Limits
 from workflows.model_file import ModelRef, lay_model
+from workflows.processes import scrubbed
 from workflows.tasks import AnyAnswer, Failed, Reply, SiteFailure, Task
 
 START_S: Final = 120.0
 """Longest a fresh interpreter may take to load the platform's own modules."""
 WATCH_S: Final = 0.1
-_PACKAGE_ROOT: Final = Path(__file__).resolve().parent.parent
-_INHERITED: Final = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH")
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 _OUTSIDE_SIGNALS: Final = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP, -signal.SIGINT)
 
@@ -454,17 +453,12 @@ class WorkerPool(Generic[T]):
 
 def environment(folder: Path) -> dict[str, str]:
     """All that a worker gets to see of the environment."""
-    inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
-    return inherited | {
-        "HOME": str(folder),
-        "TMPDIR": str(folder),
-        "PYTHONPATH": str(_PACKAGE_ROOT),
-        "PYTHONUNBUFFERED": "1",
+    return scrubbed(os.environ, home=folder, tmp=folder) | {
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONHASHSEED": "0",
-        "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",
+        "JOBLIB_MULTIPROCESSING": "0",
         "FLWR_HOME": str(folder),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",

@@ -1,0 +1,110 @@
+"""Run directories for tests, laid out as the engine and the wrapper do it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from sharing.object_store import digest_of
+from workflows.events import AnyStepEvent, RoundFinished, StepFailed
+from workflows.job import JobSpec
+from workflows.plan import compile_plan
+from workflows.program import pack
+from workflows.run_directory import RunDirectory
+
+ENVIRONMENT = digest_of(b"locked")
+ROOT = Path(__file__).resolve().parents[2]
+
+JOB: dict[str, Any] = {
+    "name": "digits",
+    "program": {"kind": "builtin", "name": "digits-mlp"},
+    "data": {
+        "kind": "partitioned",
+        "dataset": "digits",
+        "sites": 5,
+        "partitioner": {"kind": "dirichlet", "alpha": 0.5},
+        "central": 0.1,
+    },
+    "strategy": {"kind": "fedadam", "eta": 0.05},
+    "init": {"kind": "seed", "seed": 7},
+    "local": {"epochs": 1, "batch_size": 32, "optimizer": {"kind": "sgd", "lr": 0.1}},
+    "rounds": 3,
+}
+
+
+def job(**changes: Any) -> JobSpec:
+    return msgspec.convert(JOB | changes, JobSpec)
+
+
+def own_program(folder: Path, code: str, manifest: str = 'framework = "torch"') -> Path:
+    """A bundle of the given code."""
+    source = folder / "program"
+    source.mkdir()
+    (source / "program.py").write_text(code)
+    (source / "program.toml").write_text(f'name = "own"\n{manifest}\n')
+    pack(source, folder / "bundle.tar")
+    return folder / "bundle.tar"
+
+
+def lay(root: Path, spec: JobSpec, inputs: Mapping[str, bytes] | None = None) -> Path:
+    inputs = inputs or {}
+    files = RunDirectory(root)
+    files.inputs.mkdir(parents=True)
+    for name, content in inputs.items():
+        (files.inputs / name).write_bytes(content)
+    digests = {name: digest_of(content) for name, content in inputs.items()}
+    plan = compile_plan("job-1", 1, spec, ENVIRONMENT, digests)
+    files.job.write_bytes(msgspec.json.encode(plan))
+    return root
+
+
+def start(root: Path, kind: str) -> subprocess.Popen[bytes]:
+    with (root / "federate.log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", f"workflows.runtimes.{kind}", str(root)],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+
+
+def run(root: Path, kind: str = "native") -> int:
+    """Run the step to its end; the exit code."""
+    return start(root, kind).wait(timeout=240)
+
+
+def told(root: Path) -> list[AnyStepEvent]:
+    lines = (root / "federate.events.jsonl").read_bytes().splitlines()
+    return [msgspec.json.decode(line, type=AnyStepEvent) for line in lines]
+
+
+def finished(root: Path) -> list[RoundFinished]:
+    return [event for event in told(root) if isinstance(event, RoundFinished)]
+
+
+def failed(root: Path) -> StepFailed:
+    last = told(root)[-1]
+    assert isinstance(last, StepFailed), (root / "federate.log").read_text()
+    return last
+
+
+def outputs(root: Path) -> dict[str, bytes]:
+    names = ("model.safetensors", "transcripts.jsonl", "spent.json")
+    return {name: (root / name).read_bytes() for name in names}
+
+
+def inputs_after(root: Path, round_: int) -> dict[str, bytes]:
+    """What a new attempt is given when ``round_`` rounds of the one in ``root`` are on record."""
+    files = RunDirectory(root)
+    events = finished(root)[:round_]
+    lines = [files.object(event.transcript).read_bytes() + b"\n" for event in events]
+    return {
+        "checkpoint.safetensors": files.object(events[-1].checkpoint).read_bytes(),
+        "transcripts.jsonl": b"".join(lines),
+    }

@@ -1,0 +1,421 @@
+"""The round loop, the same for every runtime: ask a cohort, fold its answers, step, record.
+
+A runtime brings an ``Exchange``, which carries questions and answers by its framework's means.
+Answers are folded as they come and then dropped, so memory does not grow with the cohort; a site
+is bound to its update by a signed commitment before the fold. After each round the server state
+and the transcript are on record, and a run that goes on from them computes the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal, Protocol
+
+import msgspec
+import numpy as np
+
+from sharing.object_store import Digest, digest_of
+from strategies import (
+    ClientHalf,
+    Incompatible,
+    ModelUpdate,
+    NotFinite,
+    OutOfRing,
+    Parameters,
+    Partial,
+    ServerState,
+    StrategyError,
+    UpdateRefused,
+    digest_of_fold,
+)
+from workflows.canonical import canonical_bytes
+from workflows.causes import Cause, CauseCode
+from workflows.checkpoint import Best, Checkpoint, model_bytes, write_checkpoint
+from workflows.events import RoundFinished, RoundStarted, SiteDropped
+from workflows.job import JobSpec
+from workflows.run_folder import StepError, StepFolder
+from workflows.seeds import derive
+from workflows.tasks import SiteFailure
+from workflows.transcript import (
+    Commitment,
+    Dropped,
+    RoundTranscript,
+    commit,
+    sign,
+    simulated_key,
+    simulated_salt,
+)
+
+HIGHER_IS_BETTER: Final[Mapping[str, bool]] = {"accuracy": True, "auroc": True, "mse": False}
+_REFUSALS: Final[tuple[tuple[type[UpdateRefused], CauseCode], ...]] = (
+    (NotFinite, CauseCode.UPDATE_NOT_FINITE),
+    (OutOfRing, CauseCode.UPDATE_OUT_OF_RING),
+    (Incompatible, CauseCode.UPDATE_INCOMPATIBLE),
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Question:
+    """What a cohort is asked in a round.
+
+    Attributes:
+        round: Which, from 1.
+        sites: The cohort, sorted.
+        params: Global model; the same object as long as it is the same model.
+        half: What the strategy adds to local training.
+        deadline_s: How long to wait for the answers.
+    """
+
+    round: int
+    sites: tuple[str, ...]
+    params: Parameters
+    half: ClientHalf
+    deadline_s: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SiteUpdate:
+    """One site's answer.
+
+    Attributes:
+        site: Whose.
+        delta: Local minus global parameters.
+        num_examples: Behind the delta.
+        loss: Of the local training; None if not told.
+        size_bytes: That travelled.
+    """
+
+    site: str
+    delta: Parameters
+    num_examples: int
+    loss: float | None
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SiteMeasures:
+    """The global model on one site's held-out part, or on the central one (``site`` None)."""
+
+    site: str | None
+    values: Mapping[str, float]
+    num_examples: int
+
+
+class Exchange(Protocol):
+    """How a runtime reaches sites. Failures carry the site in their cause."""
+
+    def ask(self, question: Question) -> Iterator[SiteUpdate | SiteFailure]:
+        """Have each site of the question train; one outcome per site, in any order."""
+        ...
+
+    def measure(
+        self,
+        round: int,
+        params: Parameters,
+        sites: Sequence[str | None],
+    ) -> Iterator[SiteMeasures | SiteFailure]:
+        """Have ``params`` measured at each site; one outcome per site, in any order."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Federation:
+    """Who takes part, and how they are reached.
+
+    Attributes:
+        sites: All of them, sorted.
+        exchange: How.
+        directions: Of the program's own metrics.
+        clock: Monotonic seconds.
+    """
+
+    sites: tuple[str, ...]
+    exchange: Exchange
+    directions: Mapping[str, Literal["maximize", "minimize"]] = field(default_factory=dict)
+    clock: Callable[[], float] = time.monotonic
+
+
+@dataclass(slots=True, eq=False)
+class Gathering:
+    """A round's answers as they come in, apart from what was folded."""
+
+    commitments: list[Commitment] = field(default_factory=list)
+    failures: dict[str, Cause] = field(default_factory=dict)
+    losses: dict[str, tuple[float, int]] = field(default_factory=dict)
+    bytes_up: int = 0
+
+
+def run_rounds(
+    folder: StepFolder,
+    federation: Federation,
+    start: Checkpoint,
+    transcripts: Sequence[RoundTranscript],
+) -> None:
+    """Run the rounds that are left, and write the step's outputs.
+
+    Args:
+        folder: Of the step.
+        federation: Who takes part.
+        start: State after the last round on record, or before the first.
+        transcripts: Of the rounds on record.
+
+    Raises:
+        StepError: A round failed; the rounds before are on record.
+    """
+    spec = folder.plan.spec
+    lines = [canonical_bytes(transcript) for transcript in transcripts]
+    checkpoint = start
+    model = model_bytes(start.state.params)
+    while checkpoint.state.round < spec.rounds:
+        previous = digest_of(lines[-1]) if lines else None
+        checkpoint, line, model = _run_round(folder, federation, checkpoint, previous, model)
+        lines.append(line)
+    best = checkpoint.best
+    chosen = model_bytes(best.params) if best and spec.evaluate.select == "best" else model
+    folder.put("model.safetensors", chosen)
+    folder.put("transcripts.jsonl", b"".join(line + b"\n" for line in lines))
+    folder.put("spent.json", b"[]\n")
+
+
+def _run_round(
+    folder: StepFolder,
+    federation: Federation,
+    before: Checkpoint,
+    previous: Digest | None,
+    previous_model: bytes,
+) -> tuple[Checkpoint, bytes, bytes]:
+    """One round; gives the new state, its transcript and its model as they are on record."""
+    spec, started = folder.plan.spec, federation.clock()
+    round_ = before.state.round + 1
+    cohort = draw_cohort(federation.sites, spec, round_)
+    folder.tell(RoundStarted, round=round_, cohort=len(cohort))
+
+    partial = spec.strategy.zero(before.state)
+    gathering = _gather(folder, federation, before.state, cohort, partial)
+    require_quorum(spec, round_, cohort, gathering)
+    state = _step(spec, before.state, partial)
+    model = model_bytes(state.params)
+    metrics = _measure(folder, federation, state)
+    after = Checkpoint(state, _choose(spec, federation, before.best, state, metrics))
+
+    transcript = canonical_bytes(
+        RoundTranscript(
+            plan=folder.plan.plan_digest,
+            job=folder.plan.job,
+            round=round_,
+            previous=previous,
+            previous_model=digest_of(previous_model),
+            cohort=cohort,
+            keys="simulated",
+            commitments=tuple(sorted(gathering.commitments, key=lambda one: one.site)),
+            dropped=tuple(
+                Dropped(site=site, cause=cause.code)
+                for site, cause in sorted(gathering.failures.items())
+            ),
+            sum=digest_of_fold(partial),
+            model=digest_of(model),
+        )
+    )
+    folder.tell(
+        RoundFinished,
+        round=round_,
+        rounds=spec.rounds,
+        sites=len(gathering.commitments),
+        dropped=len(gathering.failures),
+        loss=weighted_mean(gathering.losses),
+        metrics=metrics,
+        bytes_up=gathering.bytes_up,
+        bytes_down=len(cohort) * sum(x.nbytes for x in before.state.params.values()),
+        seconds=federation.clock() - started,
+        model=digest_of(model),
+        checkpoint=folder.keep(write_checkpoint(after)),
+        transcript=folder.keep(transcript),
+    )
+    return after, transcript, model
+
+
+def draw_cohort(sites: Sequence[str], spec: JobSpec, round: int) -> tuple[str, ...]:
+    """Sites of a round, uniformly without replacement, sorted; the same for the same seed."""
+    size = min(spec.cohort.size or len(sites), len(sites))
+    if size == len(sites):
+        return tuple(sorted(sites))
+    rng = np.random.default_rng(derive(spec.init.seed, "cohort", round))
+    return tuple(sorted(sites[i] for i in rng.choice(len(sites), size, replace=False)))
+
+
+def _gather(
+    folder: StepFolder,
+    federation: Federation,
+    state: ServerState,
+    cohort: tuple[str, ...],
+    partial: Partial,
+) -> Gathering:
+    """Ask the cohort and fold what comes into ``partial``."""
+    spec, gathering = folder.plan.spec, Gathering()
+    question = Question(
+        round=partial.round,
+        sites=cohort,
+        params=state.params,
+        half=spec.strategy.client_half(),
+        deadline_s=spec.cohort.deadline_s,
+    )
+    for outcome in federation.exchange.ask(question):
+        if isinstance(outcome, SiteUpdate):
+            cause = _fold(folder, outcome, partial, gathering)
+        else:
+            cause = outcome.cause
+        if cause:
+            cause = msgspec.structs.replace(cause, round=partial.round)
+            _drop(folder, gathering, cause)
+    return gathering
+
+
+def _fold(
+    folder: StepFolder, answer: SiteUpdate, partial: Partial, gathering: Gathering
+) -> Cause | None:
+    """Bind the site to its update, then fold it; the cause if it can't be."""
+    plan, spec, site = folder.plan, folder.plan.spec, answer.site
+    commitment = sign(
+        simulated_key(plan.job, plan.plan_digest, site),
+        plan.plan_digest,
+        partial.round,
+        site=site,
+        num_examples=answer.num_examples,
+        update=commit(
+            simulated_salt(plan.job, plan.plan_digest, site, partial.round), answer.delta
+        ),
+    )
+    update = ModelUpdate(site, partial.round, answer.delta, answer.num_examples)
+    try:
+        spec.strategy.accumulate(partial, update, spec.ring)
+    except UpdateRefused as refused:
+        code = next(code for kind, code in _REFUSALS if isinstance(refused, kind))
+        return Cause(code=code, detail=refused.reason, site=site)
+    gathering.commitments.append(commitment)
+    gathering.bytes_up += answer.size_bytes
+    if answer.loss is not None:
+        gathering.losses[site] = (answer.loss, answer.num_examples)
+    return None
+
+
+def _drop(folder: StepFolder, gathering: Gathering, cause: Cause) -> None:
+    """Note that a site is lost to the round.
+
+    Raises:
+        StepError: The job wants no round without it.
+    """
+    if folder.plan.spec.cohort.on_site_failure == "fail":
+        raise StepError(cause)
+    site = cause.site or ""
+    gathering.failures[site] = cause
+    folder.tell(SiteDropped, round=cause.round, site=site, cause=cause)
+
+
+def require_quorum(
+    spec: JobSpec,
+    round: int,
+    cohort: Sequence[str],
+    gathering: Gathering,
+) -> None:
+    """Raise unless enough of the cohort is in the sum.
+
+    Raises:
+        StepError: With the sites' own cause where all failed alike, else ``cohort-too-small``.
+    """
+    minimum = max(spec.cohort.minimum, spec.strategy.min_updates)
+    folded = len(gathering.commitments)
+    if folded >= minimum:
+        return
+    causes = [gathering.failures[site] for site in sorted(gathering.failures)]
+    if len(causes) == len(cohort) and len({cause.code for cause in causes}) == 1:
+        detail = f"at every site of the cohort ({len(cohort)}); {causes[0].site}: "
+        first = msgspec.structs.replace(causes[0], site=None, detail=detail + causes[0].detail)
+        raise StepError(first)
+    first_lines = [f"{c.site}: {c.code}: {c.detail}" for c in causes[:10]]
+    raise StepError(
+        Cause(
+            code=CauseCode.COHORT_TOO_SMALL,
+            detail=f"{folded} of {len(cohort)} sites gave an update, {minimum} are needed",
+            round=round,
+            evidence="\n".join(first_lines),
+        )
+    )
+
+
+def _step(spec: JobSpec, state: ServerState, partial: Partial) -> ServerState:
+    try:
+        after = spec.strategy.step(state, spec.strategy.finish(partial, spec.ring))
+    except StrategyError as error:
+        raise StepError(_at(CauseCode.COHORT_TOO_SMALL, str(error), partial.round)) from error
+    if not all(np.isfinite(x).all() for x in after.params.values()):
+        detail = "the global model overflowed in the server's step; lower the server learning rate"
+        raise StepError(_at(CauseCode.UPDATE_NOT_FINITE, detail, partial.round))
+    return after
+
+
+def _at(code: CauseCode, detail: str, round: int) -> Cause:
+    return Cause(code=code, detail=detail, round=round)
+
+
+def _measure(folder: StepFolder, federation: Federation, state: ServerState) -> dict[str, float]:
+    """Metrics of the new global model, if they are due in this round.
+
+    Raises:
+        StepError: No place could measure it, or one could not and the job wants none left out.
+    """
+    asked = folder.plan.spec.evaluate
+    is_last = state.round == folder.plan.spec.rounds
+    if not asked.metrics or (state.round % asked.every and not is_last):
+        return {}
+    places: Sequence[str | None] = federation.sites if asked.where == "sites" else (None,)
+    found: dict[str, SiteMeasures] = {}
+    failures: list[Cause] = []
+    for outcome in federation.exchange.measure(state.round, state.params, places):
+        if isinstance(outcome, SiteFailure):
+            failures.append(msgspec.structs.replace(outcome.cause, round=state.round))
+        elif outcome.num_examples >= max(1, asked.minimum_count):
+            found[outcome.site or ""] = outcome
+    failures.sort(key=lambda cause: cause.site or "")
+    if failures and (not found or folder.plan.spec.cohort.on_site_failure == "fail"):
+        raise StepError(failures[0])
+    for cause in failures:
+        folder.tell(SiteDropped, round=state.round, site=cause.site or "", cause=cause)
+    means = {
+        name: weighted_mean(
+            {s: (m.values[name], m.num_examples) for s, m in found.items() if name in m.values}
+        )
+        for name in asked.metrics
+    }
+    return {name: mean for name, mean in means.items() if mean is not None}
+
+
+def weighted_mean(parts: Mapping[str, tuple[float, int]]) -> float | None:
+    """Mean of values by weight, the same in any order; None of nothing, or of what is no number."""
+    total = sum(weight for _, weight in parts.values())
+    if not total:
+        return None
+    mean = math.fsum(value * weight for value, weight in parts.values()) / total
+    return mean if math.isfinite(mean) else None
+
+
+def _choose(
+    spec: JobSpec,
+    federation: Federation,
+    best: Best | None,
+    state: ServerState,
+    metrics: Mapping[str, float],
+) -> Best | None:
+    """The better of the best model so far and the new one; the earlier of equals."""
+    if spec.evaluate.select == "last" or not spec.evaluate.metrics:
+        return None
+    name = spec.evaluate.metrics[0]
+    if name not in metrics:
+        return best
+    own = federation.directions.get(name, "maximize") == "maximize"
+    sign_ = 1 if HIGHER_IS_BETTER.get(name, own) else -1
+    if best and sign_ * metrics[name] <= sign_ * best.value:
+        return best
+    return Best(state.round, metrics[name], state.params)

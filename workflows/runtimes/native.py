@@ -1,0 +1,103 @@
+# /// script
+# requires-python = ">=3.11,<3.12"
+# dependencies = ["numpy", "msgspec", "safetensors", "torch==2.13.0", "scikit-learn"]
+#
+# [tool.foedus]
+# summary = "No framework: real rounds over local workers. The oracle that the others must equal."
+# modes = ["simulation"]
+# strategies = ["*"]
+# mechanisms = []
+# codecs = ["none"]
+# ///
+"""Rounds without a framework: questions go straight to the workers.
+
+Started as ``python -m workflows.runtimes.native RUN_DIR``, never imported.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import msgspec
+
+from strategies import Parameters
+from workflows.causes import Cause
+from workflows.frames import Blob
+from workflows.job import JobSpec
+from workflows.rounds import Federation, Question, SiteMeasures, SiteUpdate, run_rounds
+from workflows.run_folder import StepFolder, run_step
+from workflows.seeds import derive
+from workflows.simulation import simulate, starting_point
+from workflows.tasks import Measure, SiteFailure, Train
+from workflows.workers import WorkerPool
+
+Work: TypeAlias = Train | Measure
+
+
+class DirectExchange:
+    """Sites that are simulated by the pool's workers."""
+
+    def __init__(self, pool: WorkerPool[Work], spec: JobSpec) -> None:
+        self._pool = pool
+        self._spec = spec
+
+    def ask(self, question: Question) -> Iterator[SiteUpdate | SiteFailure]:
+        """Have each site of the cohort train."""
+        model = self._pool.broadcast(question.params)
+        tasks = (
+            Train(
+                site=site,
+                model=model,
+                local=self._spec.local,
+                half=question.half,
+                seed=derive(self._spec.init.seed, "train", question.round, site),
+            )
+            for site in question.sites
+        )
+        for task, reply in self._pool.as_completed(_bare(tasks), question.deadline_s):
+            site = str(task.site)
+            if isinstance(reply, SiteFailure):
+                yield _at_site(reply, site)
+            else:
+                answer = reply.answer
+                yield SiteUpdate(
+                    site, reply.arrays, answer.num_examples, answer.loss, reply.size_bytes
+                )
+
+    def measure(
+        self, round: int, params: Parameters, sites: Sequence[str | None]
+    ) -> Iterator[SiteMeasures | SiteFailure]:
+        """Have the model measured at each site."""
+        model = self._pool.broadcast(params)
+        names = self._spec.evaluate.metrics
+        tasks = (Measure(site=site, model=model, metrics=names) for site in sites)
+        for task, reply in self._pool.as_completed(_bare(tasks), self._spec.cohort.deadline_s):
+            if isinstance(reply, SiteFailure):
+                yield _at_site(reply, task.site)
+            else:
+                yield SiteMeasures(task.site, reply.answer.values, reply.answer.num_examples)
+
+
+def _bare(tasks: Iterator[Work]) -> Iterator[tuple[Work, Sequence[Blob]]]:
+    return ((task, ()) for task in tasks)
+
+
+def _at_site(failure: SiteFailure, site: str | None) -> SiteFailure:
+    cause: Cause = msgspec.structs.replace(failure.cause, site=site)
+    return SiteFailure(cause)
+
+
+def federate(folder: StepFolder) -> None:
+    """The step."""
+    with simulate(folder) as simulation:
+        start, transcripts = starting_point(folder, simulation)
+        exchange = DirectExchange(simulation.pool, folder.plan.spec)
+        federation = Federation(simulation.sites, exchange, simulation.manifest.metrics)
+        run_rounds(folder, federation, start, transcripts)
+
+
+if __name__ == "__main__":
+    sys.exit(run_step("federate", Path(sys.argv[1]), federate))

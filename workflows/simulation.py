@@ -1,0 +1,190 @@
+"""Simulated sites: a data set divided among them, a program, and workers that train them all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from strategies import Parameters
+from workflows.capabilities import ProgramFacts
+from workflows.causes import Cause, CauseCode
+from workflows.checkpoint import (
+    Checkpoint,
+    CheckpointUnreadable,
+    model_digest,
+    read_checkpoint,
+    read_model,
+)
+from workflows.job import Builtin, Bundle, FromModel, Partitioned
+from workflows.program import BundleError, ProgramManifest, read_manifest, unpack
+from workflows.programs import builtin_folder
+from workflows.run_folder import StepError, StepFolder
+from workflows.tasks import AnyAnswer, Initial, Open, OpenData, Prepare
+from workflows.transcript import RoundTranscript, TranscriptInvalid, verify_chain
+from workflows.workers import WorkerPool
+
+MOST_WORKERS: Final = 4
+"""Unless the job asks for more: each holds the framework, some 300 MB with torch."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Simulation:
+    """Sites that can be asked.
+
+    Attributes:
+        sites: Names, sorted.
+        facts: Of the program.
+        manifest: Of the program.
+        pool: Workers that have the program and the data.
+    """
+
+    sites: tuple[str, ...]
+    facts: ProgramFacts
+    manifest: ProgramManifest
+    pool: WorkerPool[Any]
+
+
+@contextlib.contextmanager
+def simulate(
+    folder: StepFolder,
+    *,
+    num_workers: int | None = None,
+    entry: Sequence[str] = ("workflows.worker",),
+    answers: Any = AnyAnswer,  # noqa: ANN401 - a msgspec union is no type to mypy
+) -> Iterator[Simulation]:
+    """Lay out program and data, and start workers that have opened both.
+
+    Args:
+        folder: Of the step.
+        num_workers: Processes; None for what the job asks.
+        entry: What a worker runs.
+        answers: Union of what it may answer.
+
+    Raises:
+        StepError: An input is missing or unusable.
+        SiteFailure: The program or the data could not be opened.
+    """
+    spec = folder.plan.spec
+    if not isinstance(spec.data, Partitioned):
+        raise StepError(
+            Cause(code=CauseCode.PLATFORM_BUG, detail="only partitioned data is simulated")
+        )
+    program, manifest = lay_program(folder)
+    scratch = folder.scratch("work")
+    workers: WorkerPool[Any] = WorkerPool(
+        num_workers=num_workers or _num_workers(folder),
+        limits=spec.limits,
+        folder=scratch,
+        entry=entry,
+        answers=answers,
+        readable=(folder.files.inputs, program),
+    )
+    with workers as pool:
+        data = str(scratch / "data")
+        preparing = pool.call(Prepare(data=spec.data, inputs=str(folder.files.inputs), folder=data))
+        prepared = preparing.result().answer
+        pool.broadcast_task(OpenData(folder=data))
+        opened = pool.broadcast_task(
+            Open(
+                program=str(program),
+                config=getattr(spec.program, "config", {}),
+                seed=spec.init.seed,
+                features=prepared.features,
+                classes=prepared.num_classes,
+            )
+        )[0].answer
+        print("workers are confined by: " + ", ".join(pool.confined), file=sys.stderr)  # noqa: T201
+        yield Simulation(tuple(sorted(prepared.sites)), opened.facts, manifest, pool)
+
+
+def lay_program(folder: StepFolder) -> tuple[Path, ProgramManifest]:
+    """Folder of the job's program, and what the program declares; none of its code is run.
+
+    Raises:
+        StepError: There is no such program, or its bundle cannot be unpacked.
+    """
+    match folder.plan.spec.program:
+        case Builtin(name=name):
+            program = builtin_folder(name)
+            return program, read_manifest(program)
+        case Bundle():
+            target = folder.files.root / f"{folder.step}.program"
+            shutil.rmtree(target, ignore_errors=True)
+            try:
+                return target, unpack(_require_input(folder, "bundle.tar"), target)
+            except BundleError as error:
+                cause = Cause(code=CauseCode.PROGRAM_IMPORT_FAILED, detail=str(error))
+                raise StepError(cause) from error
+        case _:
+            cause = Cause(code=CauseCode.PLATFORM_BUG, detail="images are not run here")
+            raise StepError(cause)
+
+
+def starting_point(
+    folder: StepFolder, simulation: Simulation
+) -> tuple[Checkpoint, list[RoundTranscript]]:
+    """Where to go on: after the last round on record, else from the job's initial model.
+
+    Raises:
+        StepError: What is on record does not fit together, or the model is not the program's.
+        SiteFailure: The program did not build its model.
+    """
+    recorded = folder.input("checkpoint.safetensors")
+    if recorded:
+        return _recorded(folder, recorded)
+    params: Parameters
+    if isinstance(folder.plan.spec.init, FromModel):
+        params = _given(_require_input(folder, "init.safetensors"), simulation.facts)
+    else:
+        params = simulation.pool.call(Initial()).result().arrays
+    return Checkpoint(folder.plan.spec.strategy.init(params)), []
+
+
+def _recorded(folder: StepFolder, path: Path) -> tuple[Checkpoint, list[RoundTranscript]]:
+    lines = _require_input(folder, "transcripts.jsonl").read_bytes().splitlines()
+    try:
+        checkpoint = read_checkpoint(path.read_bytes())
+        transcripts = [msgspec.json.decode(line, type=RoundTranscript) for line in lines]
+        verify_chain(transcripts, plan=folder.plan.plan_digest)
+    except (CheckpointUnreadable, msgspec.MsgspecError, TranscriptInvalid) as error:
+        raise StepError(Cause(code=CauseCode.INPUT_MISSING, detail=str(error))) from error
+    last = transcripts[-1] if transcripts else None
+    model = model_digest(checkpoint.state.params)
+    if last is None or (last.round, last.model) != (checkpoint.state.round, model):
+        detail = f"the checkpoint of round {checkpoint.state.round} is not of the last transcript"
+        raise StepError(Cause(code=CauseCode.INPUT_MISSING, detail=detail))
+    return checkpoint, transcripts
+
+
+def _given(path: Path, facts: ProgramFacts) -> Parameters:
+    """The model to start from, if it is one of this program."""
+    try:
+        params = read_model(path.read_bytes())
+    except CheckpointUnreadable as error:
+        raise StepError(Cause(code=CauseCode.INPUT_MISSING, detail=str(error))) from error
+    found = {name: (x.shape, x.dtype.name) for name, x in params.items()}
+    if found != {p.name: (tuple(p.shape), p.dtype) for p in facts.parameters}:
+        detail = "init.model has other layers than the program builds"
+        raise StepError(Cause(code=CauseCode.UPDATE_INCOMPATIBLE, detail=detail))
+    return params
+
+
+def _require_input(folder: StepFolder, name: str) -> Path:
+    path = folder.input(name)
+    if path is None or not path.exists():
+        raise StepError(Cause(code=CauseCode.INPUT_MISSING, detail=name))
+    return path
+
+
+def _num_workers(folder: StepFolder) -> int:
+    spec = folder.plan.spec
+    asked = spec.runtime.workers or min(MOST_WORKERS, os.cpu_count() or 1)
+    return max(1, min(asked, spec.cohort_size))
