@@ -1,0 +1,297 @@
+"""What every strategy's fold promises: order, shards and workers do not show in it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import itertools
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from strategies import (
+    KINDS,
+    CohortTooSmall,
+    EmptyCohort,
+    FedAvg,
+    Incompatible,
+    ModelUpdate,
+    NotFinite,
+    OutOfRing,
+    Partial,
+    Ring,
+    ServerState,
+    Strategy,
+    digest_of_fold,
+)
+from strategies.median import CoordinateMedian
+from tests.strategies.cohorts import MODEL, RING, deltas, fold, scalar, scalars, updates
+
+EVERY = [pytest.param(kind(), id=tag) for tag, kind in KINDS.items()]
+FOLDS = [pytest.param(FedAvg(), id="sums"), pytest.param(CoordinateMedian(), id="kept")]
+SCALAR = {"w": np.zeros((), np.float32)}
+
+
+def same(left: Partial, right: Partial) -> bool:
+    """Equality in every field, written without ``digest_of_fold``."""
+    return (
+        (left.round, left.shapes, left.sites, left.weight, left.num_updates)
+        == (right.round, right.shapes, right.sites, right.weight, right.num_updates)
+        and left.sums.keys() == right.sums.keys()
+        and all(np.array_equal(left.sums[name], right.sums[name]) for name in left.sums)
+        and left.kept.keys() == right.kept.keys()
+        and all(
+            np.array_equal(left.kept[site][name], right.kept[site][name])
+            for site in left.kept
+            for name in left.shapes
+        )
+    )
+
+
+@pytest.mark.parametrize("strategy", FOLDS)
+@given(cohort=updates(), data=st.data())
+def test_order_does_not_show(
+    strategy: Strategy, cohort: list[ModelUpdate], data: st.DataObject
+) -> None:
+    shuffled = data.draw(st.permutations(cohort))
+
+    assert same(fold(shuffled, strategy), fold(cohort, strategy))
+    assert digest_of_fold(fold(shuffled, strategy)) == digest_of_fold(fold(cohort, strategy))
+
+
+@pytest.mark.parametrize("strategy", FOLDS)
+@given(cohort=updates(), cuts=st.lists(st.integers(0, 6), max_size=3), flip=st.booleans())
+def test_shards_do_not_show(
+    strategy: Strategy, cohort: list[ModelUpdate], cuts: list[int], flip: bool
+) -> None:
+    bounds = [0, *sorted(cuts), len(cohort)]
+    shards = [fold(cohort[a:b], strategy) for a, b in itertools.pairwise(bounds)]
+    merged = shards.pop(0)
+    for shard in shards:
+        merged = strategy.merge(shard, merged) if flip else strategy.merge(merged, shard)
+
+    assert same(merged, fold(cohort, strategy))
+
+
+@given(cohort=updates())
+def test_the_mean_is_the_exact_mean_of_what_the_ring_holds(cohort: list[ModelUpdate]) -> None:
+    mean = FedAvg().finish(fold(cohort), RING)
+
+    total = sum(update.num_examples for update in cohort)
+    for name in MODEL:
+        exact = sum(
+            update.num_examples * round(float(update.delta[name].flat[0]) * 2**24)
+            for update in cohort
+        )
+        assert float(mean[name].flat[0]) == pytest.approx(exact / total / 2**24, rel=1e-15)
+
+
+@given(cohort=updates())
+def test_the_mean_lies_between_the_sites(cohort: list[ModelUpdate]) -> None:
+    mean = FedAvg().finish(fold(cohort), RING)
+    for name in MODEL:
+        sites = np.stack([update.delta[name] for update in cohort])
+        assert (mean[name] >= sites.min(axis=0) - 2.0**-24).all()
+        assert (mean[name] <= sites.max(axis=0) + 2.0**-24).all()
+
+
+@given(delta=deltas(), weights=st.lists(st.integers(1, 1000), min_size=1, max_size=4))
+def test_a_site_counts_as_often_as_its_examples(
+    delta: dict[str, np.ndarray], weights: list[int]
+) -> None:
+    def sites(counts: list[int]) -> list[ModelUpdate]:
+        return [
+            ModelUpdate(site=str(i), round=1, delta=delta, num_examples=n)
+            for i, n in enumerate(counts)
+        ]
+
+    apart, together = fold(sites(weights)), fold(sites([sum(weights)]))
+
+    assert all(np.array_equal(apart.sums[name], together.sums[name]) for name in MODEL)
+    assert apart.weight == together.weight
+
+
+@given(cohort=updates(), exponent=st.integers(-4, 4))
+def test_scaling_values_and_ring_alike_changes_no_sum(
+    cohort: list[ModelUpdate], exponent: int
+) -> None:
+    factor = np.float32(2.0**exponent)
+    scaled = [
+        dataclasses.replace(u, delta={n: x * factor for n, x in u.delta.items()}) for u in cohort
+    ]
+    ring = Ring(fraction_bits=24 - exponent, magnitude=64.0 * float(factor))
+
+    sums, of_scaled = fold(cohort).sums, fold(scaled, ring=ring).sums
+
+    assert all(np.array_equal(of_scaled[name], sums[name]) for name in MODEL)
+
+
+@pytest.mark.parametrize("strategy", EVERY)
+@given(cohort=updates(fewest=3, most=4))
+def test_a_round_writes_into_none_of_its_arguments(
+    strategy: Strategy, cohort: list[ModelUpdate]
+) -> None:
+    state = strategy.init(MODEL)
+    cohort_before, state_before = copy.deepcopy(cohort), copy.deepcopy(state)
+    for update in cohort:
+        for x in update.delta.values():
+            x.flags.writeable = False
+
+    partial = strategy.zero(state)
+    for update in cohort:
+        assert strategy.accumulate(partial, update, RING) is partial
+    partial_before = copy.deepcopy(partial)
+    delta = strategy.finish(partial, RING)
+    delta_before = copy.deepcopy(delta)
+    after = strategy.step(state, delta)
+
+    assert same(partial, partial_before)
+    for left, right in [(delta, delta_before), (state.params, state_before.params)] + [
+        (state.moments[m], state_before.moments[m]) for m in state.moments
+    ]:
+        assert all(np.array_equal(left[name], right[name]) for name in MODEL)
+    for update, before in zip(cohort, cohort_before, strict=True):
+        assert all(np.array_equal(update.delta[n], before.delta[n]) for n in MODEL)
+    assert (state.round, after.round) == (0, 1)
+    assert after.moments.keys() == state.moments.keys()
+
+
+@pytest.mark.parametrize("strategy", EVERY)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_a_model_keeps_its_dtype_and_shapes(strategy: Strategy, dtype: type[np.floating]) -> None:
+    state = strategy.init({"w": np.ones((2, 3), dtype), "b": np.ones((), dtype)})
+    delta = {"w": np.full((2, 3), 0.5), "b": np.array(0.5)}
+
+    for _ in range(2):
+        state = strategy.step(state, delta)
+
+    for tree in (state.params, *state.moments.values()):
+        assert {name: x.shape for name, x in tree.items()} == {"w": (2, 3), "b": ()}
+        assert {x.dtype for x in tree.values()} == {np.dtype(dtype)}
+
+
+@pytest.mark.parametrize("strategy", EVERY)
+def test_shapes_do_not_broadcast(strategy: Strategy) -> None:
+    with pytest.raises(ValueError, match="layers differ"):
+        strategy.step(strategy.init({"w": np.zeros(3)}), {"w": np.zeros(1)})
+
+
+@pytest.mark.parametrize("strategy", FOLDS)
+@pytest.mark.parametrize(
+    ("update", "error"),
+    [
+        (scalar("site-0009", np.nan), NotFinite),
+        (scalar("site-0009", 65.0), OutOfRing),
+        (scalar("site-0009", 1.0, num_examples=0), OutOfRing),
+        (scalar("site-0001", 1.0), Incompatible),
+        (ModelUpdate("site-0009", 2, {"w": np.zeros((), np.float32)}, 1), Incompatible),
+        (ModelUpdate("site-0009", 1, {"v": np.zeros((), np.float32)}, 1), Incompatible),
+        (ModelUpdate("site-0009", 1, {"w": np.zeros(1, np.float32)}, 1), Incompatible),
+    ],
+    ids=["nan", "too large", "no examples", "second of its site", "late", "layer", "shape"],
+)
+def test_a_refused_update_leaves_the_fold_as_it_was(
+    strategy: Strategy, update: ModelUpdate, error: type[Exception]
+) -> None:
+    partial = fold(scalars(1.0, 2.0, 3.0), strategy, SCALAR)
+    before = copy.deepcopy(partial)
+
+    with pytest.raises(error, match=update.site):
+        strategy.accumulate(partial, update, RING)
+
+    assert same(partial, before)
+
+
+@pytest.mark.parametrize("strategy", FOLDS)
+def test_a_bad_last_layer_leaves_the_first_alone(strategy: Strategy) -> None:
+    model = {"a": np.zeros(2), "z": np.zeros(2)}
+    update = ModelUpdate("site-0001", 1, {"a": np.ones(2), "z": np.array([0.0, np.nan])}, 1)
+    partial = strategy.zero(ServerState(model))
+
+    with pytest.raises(NotFinite, match="layer z"):
+        strategy.accumulate(partial, update, RING)
+
+    assert same(partial, strategy.zero(ServerState(model)))
+
+
+@pytest.mark.parametrize("strategy", FOLDS)
+def test_folds_of_another_round_model_or_the_same_site_do_not_merge(strategy: Strategy) -> None:
+    left = fold(scalars(1.0, 2.0), strategy, SCALAR)
+    before = copy.deepcopy(left)
+    later = strategy.zero(ServerState(SCALAR, round=1))
+    other = strategy.zero(ServerState({"v": np.zeros(())}))
+
+    for right in (later, other, fold(scalars(5.0), strategy, SCALAR)):
+        with pytest.raises(ValueError, match="fold"):
+            strategy.merge(left, right)
+
+    assert same(left, before)
+
+
+@pytest.mark.parametrize("strategy", EVERY)
+def test_an_empty_cohort_has_no_delta(strategy: Strategy) -> None:
+    with pytest.raises(EmptyCohort):
+        strategy.finish(strategy.zero(ServerState(SCALAR)), RING)
+
+
+def test_a_median_of_two_means_nothing() -> None:
+    with pytest.raises(CohortTooSmall, match="2 updates came in round 1, 3 are needed"):
+        CoordinateMedian().finish(fold(scalars(1, 2), CoordinateMedian(), SCALAR), RING)
+
+
+def test_the_digest_of_a_fold_is_written_down() -> None:
+    """The bytes, put together by hand: a header, then every integer of every layer."""
+    partial = fold([scalar("a", 1.0, 2), scalar("b", -0.5, 1)], model=SCALAR)
+    header = b'["foedus-fold-1",[["w",[]]],3,2,[]]\n'
+    total = (2 * 2**24 - 2**23).to_bytes(8, "little", signed=True)
+
+    assert digest_of_fold(partial) == f"sha256:{hashlib.sha256(header + total).hexdigest()}"
+
+
+def test_the_digest_of_kept_updates_is_written_down() -> None:
+    partial = fold([scalar("b", 1.0), scalar("a", -1.0)], CoordinateMedian(), SCALAR)
+    header = b'["foedus-fold-1",[["w",[]]],2,2,["a","b"]]\n'
+    kept = b"".join((v * 2**24).to_bytes(8, "little", signed=True) for v in (-1, 1))
+
+    assert digest_of_fold(partial) == f"sha256:{hashlib.sha256(header + kept).hexdigest()}"
+
+
+@pytest.mark.parametrize("strategy", FOLDS)
+def test_every_part_of_a_fold_shows_in_its_digest(strategy: Strategy) -> None:
+    def digest(*cohort: ModelUpdate, model: dict[str, np.ndarray] = SCALAR) -> str:
+        return digest_of_fold(fold(cohort, strategy, model))
+
+    def named(name: str, shape: tuple[int, ...]) -> str:
+        update = ModelUpdate("a", 1, {name: np.ones(shape, np.float32)}, 1)
+        return digest(update, model={name: np.zeros(shape, np.float32)})
+
+    digests = [
+        digest(),
+        digest(scalar("a", 1.0)),
+        digest(scalar("a", 1.0, 2)),
+        digest(scalar("a", 1.0 + 2**-23)),
+        digest(scalar("a", 1.0), scalar("b", 0.0)),
+        named("v", ()),
+        named("v", (1,)),
+        named("v", (2, 1)),
+        named("v", (1, 2)),
+    ]
+    assert len(set(digests)) == len(digests)
+
+
+def test_layers_keep_their_digest_in_any_order() -> None:
+    a, b = np.ones(2), np.full(3, 2.0)
+    there = fold([ModelUpdate("s", 1, {"a": a, "b": b}, 1)], model={"a": a, "b": b})
+    back = fold([ModelUpdate("s", 1, {"b": b, "a": a}, 1)], model={"b": b, "a": a})
+
+    assert digest_of_fold(there) == digest_of_fold(back)
+
+
+@pytest.mark.parametrize("strategy", EVERY)
+def test_a_strategy_is_its_own_document(strategy: Strategy) -> None:
+    text = msgspec.json.encode(strategy)
+    assert msgspec.json.decode(text, type=type(strategy)) == strategy
