@@ -404,8 +404,10 @@ def _require_program(spec: JobSpec, capabilities: Capabilities) -> None:
             ("strategy.kind", "program"),
             f"{_kind(spec.strategy)} adds to the local loss, but the program's own train "
             "does not say that it calls the hooks it is handed",
-            "call config.hooks in train and declare hooks = true in program.toml, or use fedavg",
+            "use fedavg, or call config.hooks in train and declare hooks = true in program.toml",
         )
+    if facts.framework == "sklearn":
+        _require_plain_sgd(spec)
     size = _size_bytes(facts)
     if not spec.program.config and size > spec.limits.output_mb << 20:
         raise Inconsistent(
@@ -413,6 +415,21 @@ def _require_program(spec: JobSpec, capabilities: Capabilities) -> None:
             f"the model takes {size} bytes, more than {spec.limits.output_mb} MiB",
             f"raise limits.output_mb to {-(-size >> 20)}",
         )
+
+
+def _require_plain_sgd(spec: JobSpec) -> None:
+    """The loop is scikit-learn's own, and it knows no more than a rate."""
+    local, usual = spec.local, Local()
+    optimizer = local.optimizer
+    if not isinstance(optimizer, Sgd) or optimizer.momentum or optimizer.weight_decay:
+        raise Inconsistent(
+            ("local.optimizer", "program"),
+            "scikit-learn trains by plain SGD",
+            "use {kind: sgd, lr: ...}, and set any decay as `alpha` of the estimator",
+        )
+    if local.batch_size != usual.batch_size:
+        problem = "scikit-learn takes one example after another, or all at once"
+        raise Inconsistent(("local.batch_size", "program"), problem, "leave local.batch_size out")
 
 
 def _require_data(spec: JobSpec, capabilities: Capabilities) -> None:
