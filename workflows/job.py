@@ -536,11 +536,13 @@ def _require_evaluation(spec: JobSpec, capabilities: Capabilities) -> None:
             raise Unsupported((path, "program"), problem, f"use {_one_of(known)}")
         if metric not in facts.metrics:
             _require_metric_fits(path, metric, dataset)
-    measurable = dataset.num_examples - _num_training(data, dataset)
-    if spec.evaluate.where == "central" and spec.evaluate.minimum_count > measurable:
-        problem = f"the central part has {measurable} examples"
-        mend = "lower evaluate.minimum_count or raise data.central"
-        raise Inconsistent(("evaluate.minimum_count", "data.central"), problem, mend)
+    measurable = _most_held_out(data, dataset, spec.evaluate.where)
+    if measurable < spec.evaluate.minimum_count:
+        raise Inconsistent(
+            ("evaluate.minimum_count", field),
+            f"a part held out at {spec.evaluate.where} has {measurable} examples at most",
+            f"raise {field}, or lower evaluate.minimum_count to {max(measurable, 1)}",
+        )
 
 
 def _require_metric_fits(path: str, metric: str, dataset: DatasetFacts) -> None:
@@ -654,6 +656,17 @@ def _fewest_per_site(data: Partitioned) -> int:
 def _num_training(data: Partitioned, facts: DatasetFacts) -> int:
     """Examples that are divided among the sites."""
     return facts.num_examples - round(facts.num_examples * data.central)
+
+
+def _most_held_out(data: Partitioned, facts: DatasetFacts, where: str) -> int:
+    """Most examples that one measurement can stand on, at a site or on the central part."""
+    training = _num_training(data, facts)
+    if where == "central":
+        return facts.num_examples - training
+    spread_evenly = isinstance(data.partitioner, Iid)
+    others = (data.sites - 1) * _fewest_per_site(data)
+    largest = -(-training // data.sites) if spread_evenly else training - others
+    return min(int(data.holdout * largest), largest - 1)
 
 
 def _size_bytes(facts: ProgramFacts) -> int:
