@@ -1,0 +1,86 @@
+"""The run directory: the scratch of one attempt, and what each file in it is called.
+
+The store is the truth; whatever lies here may be wiped once the attempt is over.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final, TypeVar
+
+import msgspec
+
+from sharing.object_store import Digest
+from workflows.plan import StepKind
+
+T = TypeVar("T")
+
+RESERVED_BYTES: Final = 32_768
+"""Room that is set aside for the exit record, so that a full disk can still be told of."""
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How far a wrapper has come.
+
+    Attributes:
+        step: Step it is at, or was at last; None before the first.
+        manifests: Digests of the manifests on record, by step.
+        acknowledged: Number of the last event on record, by step.
+    """
+
+    step: StepKind | None = None
+    manifests: dict[StepKind, Digest] = {}
+    acknowledged: dict[StepKind, int] = {}
+
+
+class RunDirectory:
+    """Names of the files in one attempt's folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.job = root / "job.json"
+        self.inputs = root / "inputs"
+        self.objects = root / "objects"
+        self.home = root / "home"
+        self.tmp = root / "tmp"
+        self.lock = root / "lock"
+        self.leader = root / "pid.json"
+        self.cancel = root / "cancel.json"
+        self.progress = root / "progress.json"
+        self.exit = root / "exit.json"
+        self.wrapper_log = root / "wrapper.log"
+
+    def events(self, step: StepKind) -> Path:
+        """What the step tells, one line each."""
+        return self.root / f"{step}.events.jsonl"
+
+    def log(self, step: StepKind) -> Path:
+        """What the step and its workers printed."""
+        return self.root / f"{step}.log"
+
+    def manifest(self, step: StepKind) -> Path:
+        """What the step made."""
+        return self.root / f"{step}.manifest.json"
+
+    def object(self, digest: Digest) -> Path:
+        """The object that an event names."""
+        return self.objects / digest.removeprefix("sha256:")
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Put ``content`` at ``path`` so that a reader sees all of it or what was there before."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_bytes(content)
+    part.replace(path)
+
+
+def read_json(path: Path, kind: type[T]) -> T | None:
+    """The value at ``path``; None if there is none.
+
+    Raises:
+        msgspec.DecodeError: The file holds something else.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except FileNotFoundError:
+        return None
