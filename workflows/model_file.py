@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import mmap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 import msgspec
 import numpy as np
 
-from strategies import Parameters
 from workflows.frames import ArraySpec, arrays_from, describe
 
 ALIGN_BYTES: Final = 64
@@ -29,7 +29,7 @@ class ModelRef(msgspec.Struct, frozen=True):
     arrays: tuple[ArraySpec, ...]
 
 
-def lay_model(params: Parameters, path: Path, version: int) -> ModelRef:
+def lay_model(params: Mapping[str, np.ndarray], path: Path, version: int) -> ModelRef:
     """Write ``params`` to ``path``.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,7 @@ from workflows.tasks import (
     TrainedSite,
 )
 from workflows.trainers import load_trainer
-from workflows.trainers.trainer import Trainer
+from workflows.trainers.trainer import Measured, Trainer
 
 
 class NotOpened(Exception):
@@ -109,10 +109,7 @@ class Workbench:
                 )
                 return answer, made
             case Measure():
-                examples = self.data.held_out(task.site) if task.site else self.data.central()
-                if not len(examples):
-                    return Measures(values={}, num_examples=0), ()
-                measured = self.trainer.evaluate(self.model(task.model), examples, task.metrics)
+                measured = self.measure(self.model(task.model), task.site, task.metrics)
                 return Measures(values=measured.values, num_examples=measured.num_examples), ()
             case Export():
                 folder = Path(task.folder)
@@ -120,6 +117,19 @@ class Workbench:
                 samples = some_samples(self.data, task.num_samples)
                 self.trainer.export(self.model(task.model), samples, folder)
                 return Done(), ()
+
+    def measure(
+        self, params: Mapping[str, np.ndarray], site: str | None, metrics: Sequence[str]
+    ) -> Measured:
+        """The model on a site's held-out part, or on the central one; nothing on no examples.
+
+        Raises:
+            ProgramError: The program failed.
+        """
+        examples = self.data.held_out(site) if site else self.data.central()
+        if not len(examples):
+            return Measured({}, 0)
+        return self.trainer.evaluate(params, examples, metrics)
 
     def _open_data(self, folder: Path) -> Prepared:
         self._data = open_prepared(folder)

@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import islice
@@ -28,8 +28,8 @@ from types import TracebackType
 from typing import IO, Any, Final, Generic, TypeVar
 
 import msgspec
+import numpy as np
 
-from strategies import Parameters
 from workflows.causes import Cause, CauseCode
 from workflows.frames import Blob, FrameError, FrameTooLarge, receive_frame, send_frame
 from workflows.job import Limits
@@ -167,7 +167,7 @@ class WorkerPool(Generic[T]):
         self._standing: list[_Job] = []
         self._wake = threading.Condition()
         self._closing = threading.Event()
-        self._model: tuple[Parameters, ModelRef] | None = None
+        self._model: tuple[Mapping[str, np.ndarray], ModelRef] | None = None
         self._versions = 0
 
     def __enter__(self) -> WorkerPool[T]:
@@ -230,7 +230,7 @@ class WorkerPool(Generic[T]):
             self._wake.notify_all()
         return [job.future.result() for job in jobs]
 
-    def broadcast(self, params: Parameters) -> ModelRef:
+    def broadcast(self, params: Mapping[str, np.ndarray]) -> ModelRef:
         """Lay ``params`` where every worker can map them; the model before is deleted.
 
         The same object again is the same model, and is not written again.
