@@ -1,0 +1,95 @@
+"""Commands about the developer's own programs and data sets."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clients.cli.connection import connect
+from clients.cli.output import AsJson, moment, say, say_json, say_table, size
+
+programs = typer.Typer(no_args_is_help=True, help="Your own code: begin, check, upload.")
+datasets = typer.Typer(no_args_is_help=True, help="Files of examples for simulations.")
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the program.")]
+Limit = Annotated[int, typer.Option(min=1, help="At most so many.")]
+
+
+@programs.command("push")
+def push_program(
+    source: Annotated[Path, typer.Argument(metavar="DIR", help="Folder or archive.")],
+    name: Annotated[str | None, typer.Option(help="For people; else the folder's.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Upload a program; the platform tries it out before it takes it."""
+    with connect() as foedus:
+        program = foedus.programs.push(source, name)
+    if as_json:
+        say_json(program)
+    else:
+        say(program.digest)
+
+
+@programs.command("list")
+def list_programs(limit: Limit = 20, as_json: AsJson = False) -> None:
+    """List uploaded programs, newest first."""
+    with connect() as foedus:
+        found = tuple(islice(foedus.programs.list(), limit))
+    if as_json:
+        say_json(found)
+        return
+    say_table(
+        ("DIGEST", "NAME", "FRAMEWORK", "SIZE", "UPLOADED"),
+        (
+            (
+                program.digest,
+                program.name,
+                program.facts.framework,
+                size(program.size_bytes),
+                moment(program.created_at),
+            )
+            for program in found
+        ),
+    )
+
+
+@datasets.command("push")
+def push_dataset(
+    source: Annotated[Path, typer.Argument(metavar="FILE", help=".npz, .csv or .parquet")],
+    label: Annotated[str, typer.Option(help="Column or array with the labels.")] = "y",
+    name: Annotated[str | None, typer.Option(help="For people; else the file's.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Upload a data set; the platform reads it through before it takes it."""
+    with connect() as foedus:
+        dataset = foedus.datasets.push(source, label=label, name=name)
+    if as_json:
+        say_json(dataset)
+    else:
+        say(dataset.digest)
+
+
+@datasets.command("list")
+def list_datasets(limit: Limit = 20, as_json: AsJson = False) -> None:
+    """List uploaded data sets, newest first."""
+    with connect() as foedus:
+        found = tuple(islice(foedus.datasets.list(), limit))
+    if as_json:
+        say_json(found)
+        return
+    say_table(
+        ("DIGEST", "NAME", "EXAMPLES", "CLASSES", "SIZE", "UPLOADED"),
+        (
+            (
+                dataset.digest,
+                dataset.name,
+                str(dataset.facts.num_examples),
+                str(dataset.facts.num_classes),
+                size(dataset.size_bytes),
+                moment(dataset.created_at),
+            )
+            for dataset in found
+        ),
+    )
