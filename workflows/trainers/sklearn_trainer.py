@@ -135,7 +135,7 @@ class SklearnTrainer:
         from translation import TranslationError
         from translation.from_sklearn import to_onnx
 
-        table = _table(samples)
+        table = _table(samples).astype(np.float32)  # which is what the ONNX form takes
         try:
             outputs = to_onnx(self._with(params), table, folder / "model.onnx", OPSET)
         except TranslationError as error:

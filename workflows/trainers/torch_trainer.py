@@ -312,8 +312,12 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 def _batches(examples: Examples, order: np.ndarray, size: int) -> Iterator[Batch]:
-    for start in range(0, len(order), size):
-        yield _tensors(examples, order[start : start + size])
+    """Batches of ``size``; one example left over joins the last, as batch norm needs two."""
+    starts = list(range(0, len(order), size))
+    if size > 1 and len(starts) > 1 and len(order) % size == 1:
+        starts.pop()
+    for start, stop in zip(starts, [*starts[1:], len(order)], strict=True):
+        yield _tensors(examples, order[start:stop])
 
 
 def _tensors(examples: Examples, rows: np.ndarray | slice) -> Batch:
