@@ -1,0 +1,1 @@
+"""HTTP: one module per resource, one table of errors, nothing that decides."""
