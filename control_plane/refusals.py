@@ -1,4 +1,4 @@
-"""Why the control plane does not do what it was asked; ``api.problems`` gives each its HTTP face."""
+"""Why the control plane does not do what it was asked; ``api.problems`` says it over HTTP."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ they are on the wire; a column exists for what is searched, sorted or compared. 
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import (
     BigInteger,
@@ -327,3 +327,22 @@ class IdempotencyRow(SQLModel, table=True):
         )
     )
     created_at: datetime = moment()
+
+
+_TABLES: Final = SQLModel.metadata.tables
+ORGANISATION: Final = _TABLES["organisation"]
+USER: Final = _TABLES["user_account"]
+TOKEN: Final = _TABLES["token"]
+COLLABORATION: Final = _TABLES["collaboration"]
+MEMBER: Final = _TABLES["collaboration_member"]
+JOB: Final = _TABLES["job"]
+ATTEMPT: Final = _TABLES["attempt"]
+EVENT: Final = _TABLES["event"]
+ROUND: Final = _TABLES["round"]
+JOB_OBJECT: Final = _TABLES["job_object"]
+ARTIFACT: Final = _TABLES["artifact"]
+PROGRAM: Final = _TABLES["program"]
+DATASET: Final = _TABLES["dataset"]
+MODEL: Final = _TABLES["model"]
+VARIANT: Final = _TABLES["model_variant"]
+IDEMPOTENCY: Final = _TABLES["idempotency"]
