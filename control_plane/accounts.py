@@ -1,0 +1,291 @@
+"""Organisations, their users, and the tokens by which these are known."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+from sqlalchemy import Row, delete, insert, select
+
+from clients.identity import Principal
+from clients.resources import (
+    NewOrganisation,
+    NewToken,
+    NewUser,
+    Organisation,
+    Role,
+    Token,
+    User,
+    Visibility,
+)
+from control_plane.authorisation import Action, Relation, may
+from control_plane.ids import hash_of_token, new_id, new_token
+from control_plane.pages import Slice, cut
+from control_plane.platform import Platform
+from control_plane.records.database import Transaction
+from control_plane.records.tables import COLLABORATION, MEMBER, ORGANISATION, TOKEN, USER
+from control_plane.refusals import Forbidden, NameTaken, NotFound, Unacceptable
+
+FIRST_ORGANISATION: Final = "home"
+FIRST_USER: Final = "admin"
+FIRST_ROLES: Final = (Role.ADMIN, Role.DEVELOPER, Role.OPERATOR)
+_ROLES: Final = msgspec.json.Decoder(tuple[Role, ...])
+
+
+async def bootstrap(platform: Platform) -> str | None:
+    """At the first start, make the first organisation, its admin and a token, which is returned.
+
+    Ever after: None. A start that was cut short before it could show the token leaves nothing.
+    """
+    now = platform.now()
+    async with platform.database.writing() as transaction:
+        if await transaction.one_or_none(select(ORGANISATION.c.id).limit(1)):
+            return None
+        organisation = await _found(transaction, FIRST_ORGANISATION, platform)
+        user = await _enlist(transaction, FIRST_USER, organisation.id, FIRST_ROLES, platform)
+        token, row = _mint("first", user.id, platform)
+        await transaction.execute(insert(TOKEN), {**row, "created_at": now, "expires_at": None})
+    return token
+
+
+async def whoami(platform: Platform, who: Principal) -> User:
+    """The caller."""
+    row = await platform.database.one_or_none(select(USER).where(USER.c.id == who.user))
+    if row is None:
+        raise NotFound("no such user")
+    return _user(row)
+
+
+async def add_organisation(
+    platform: Platform, who: Principal, new: NewOrganisation
+) -> Organisation:
+    """Add an organisation, and a collaboration for itself under the same name.
+
+    Raises:
+        Forbidden: The caller is no admin of the organisation that runs the platform.
+        NameTaken: There is one of this name.
+    """
+    await _require_host(platform, who)
+    async with platform.database.writing() as transaction:
+        for table in (ORGANISATION, COLLABORATION):
+            if await transaction.one_or_none(select(table.c.id).where(table.c.name == new.name)):
+                raise NameTaken(f"the name {new.name!r} is taken")
+        return await _found(transaction, new.name, platform)
+
+
+async def list_organisations(
+    platform: Platform, who: Principal, limit: int, before: str | None = None
+) -> Slice[Organisation]:
+    """Organisations, newest first: all of them for whoever runs the platform, else one's own."""
+    query = select(ORGANISATION).order_by(ORGANISATION.c.id.desc()).limit(limit + 1)
+    if not await _is_host(platform, who):
+        query = query.where(ORGANISATION.c.id == who.organisation)
+    if before is not None:
+        query = query.where(ORGANISATION.c.id < before)
+    rows = await platform.database.rows(query)
+    return cut([(row.id, _organisation(row)) for row in rows], limit)
+
+
+async def add_user(platform: Platform, who: Principal, new: NewUser) -> User:
+    """Add a user to an organisation.
+
+    Raises:
+        Forbidden: The caller is no admin of it, nor of the organisation that runs the platform.
+        Unacceptable: There is no such organisation that the caller may know of.
+        NameTaken: The organisation has one of this name.
+    """
+    if not may(who.roles, Action.MANAGE_USERS, Relation.OWNER):
+        raise Forbidden("only an admin may add users")
+    is_host = await _is_host(platform, who)
+    async with platform.database.writing() as transaction:
+        organisation = await find_organisation(transaction, new.organisation)
+        if organisation is None or not (is_host or organisation == who.organisation):
+            raise Unacceptable("organisation", f"no organisation is called {new.organisation!r}")
+        if await transaction.one_or_none(
+            select(USER.c.id).where(USER.c.organisation == organisation, USER.c.name == new.name)
+        ):
+            raise NameTaken(f"the organisation has a user called {new.name!r}")
+        return await _enlist(transaction, new.name, organisation, new.roles, platform)
+
+
+async def list_users(
+    platform: Platform, who: Principal, limit: int, before: str | None = None
+) -> Slice[User]:
+    """Users, newest first: of all organisations for whoever runs the platform, else of one's own.
+
+    Raises:
+        Forbidden: The caller is no admin.
+    """
+    if not may(who.roles, Action.MANAGE_USERS, Relation.OWNER):
+        raise Forbidden("only an admin may list users")
+    query = select(USER).order_by(USER.c.id.desc()).limit(limit + 1)
+    if not await _is_host(platform, who):
+        query = query.where(USER.c.organisation == who.organisation)
+    if before is not None:
+        query = query.where(USER.c.id < before)
+    rows = await platform.database.rows(query)
+    return cut([(row.id, _user(row)) for row in rows], limit)
+
+
+async def add_token(platform: Platform, who: Principal, new: NewToken) -> Token:
+    """Make a token; the answer is the only place where its secret ever stands.
+
+    Raises:
+        NotFound: There is no such user for whom the caller may make one.
+        Unacceptable: It would have expired already.
+    """
+    now = platform.now()
+    if new.expires_at is not None and (new.expires_at.tzinfo is None or new.expires_at <= now):
+        raise Unacceptable("expires_at", "must be a time to come, with its zone")
+    user = new.user or who.user
+    await _require_reach(platform, who, user)
+    token, row = _mint(new.label, user, platform)
+    async with platform.database.writing() as transaction:
+        await transaction.execute(
+            insert(TOKEN), {**row, "created_at": now, "expires_at": new.expires_at}
+        )
+    return Token(
+        id=row["id"],
+        label=new.label,
+        user=user,
+        created_at=now,
+        expires_at=new.expires_at,
+        secret=token,
+    )
+
+
+async def list_tokens(
+    platform: Platform, who: Principal, limit: int, before: str | None = None
+) -> Slice[Token]:
+    """The caller's tokens, without their secrets, newest first."""
+    query = select(TOKEN).where(TOKEN.c.user_id == who.user)
+    if before is not None:
+        query = query.where(TOKEN.c.id < before)
+    rows = await platform.database.rows(query.order_by(TOKEN.c.id.desc()).limit(limit + 1))
+    return cut([(row.id, _token(row)) for row in rows], limit)
+
+
+async def revoke_token(platform: Platform, who: Principal, token: str) -> None:
+    """End a token; from now on nobody is known by it.
+
+    Raises:
+        NotFound: There is no such token that the caller may revoke.
+    """
+    async with platform.database.writing() as transaction:
+        row = await transaction.one_or_none(select(TOKEN.c.user_id).where(TOKEN.c.id == token))
+        if row is None:
+            raise NotFound("no such token")
+        await _require_reach(platform, who, row.user_id)
+        await transaction.execute(delete(TOKEN).where(TOKEN.c.id == token))
+        transaction.after_commit(platform.identity.forget)
+
+
+async def find_organisation(transaction: Transaction, name: str) -> str | None:
+    """Id of the organisation that ``name`` names, by id or else by name."""
+    for column in (ORGANISATION.c.id, ORGANISATION.c.name):
+        if row := await transaction.one_or_none(select(ORGANISATION.c.id).where(column == name)):
+            return str(row.id)
+    return None
+
+
+async def _require_reach(platform: Platform, who: Principal, user: str) -> None:
+    """Raise unless ``user`` is the caller, or one whom the caller is admin of."""
+    if user == who.user:
+        return
+    row = await platform.database.one_or_none(select(USER.c.organisation).where(USER.c.id == user))
+    reaches = may(who.roles, Action.MANAGE_USERS, Relation.OWNER) and (
+        row is not None and (row.organisation == who.organisation or await _is_host(platform, who))
+    )
+    if not reaches:
+        raise NotFound("no such user")
+
+
+async def _is_host(platform: Platform, who: Principal) -> bool:
+    """True for an admin of the organisation that runs the platform: the first one."""
+    first = await platform.database.one_or_none(
+        select(ORGANISATION.c.id).order_by(ORGANISATION.c.id).limit(1)
+    )
+    relation = Relation.OWNER if first and first.id == who.organisation else Relation.STRANGER
+    return may(who.roles, Action.MANAGE_ORGANISATIONS, relation)
+
+
+async def _require_host(platform: Platform, who: Principal) -> None:
+    if not await _is_host(platform, who):
+        raise Forbidden("only an admin of the organisation that runs the platform may do this")
+
+
+async def _found(transaction: Transaction, name: str, platform: Platform) -> Organisation:
+    now = platform.now()
+    organisation = Organisation(id=new_id("organisation", now), name=name, created_at=now)
+    collaboration = new_id("collaboration", now)
+    await transaction.execute(insert(ORGANISATION), msgspec.structs.asdict(organisation))
+    await transaction.execute(
+        insert(COLLABORATION),
+        {
+            "id": collaboration,
+            "name": name,
+            "purpose": "",
+            "datasets": "[]",
+            "visibility": msgspec.json.encode(Visibility()).decode(),
+            "ends_at": None,
+            "created_at": now,
+        },
+    )
+    await transaction.execute(
+        insert(MEMBER), {"collaboration": collaboration, "organisation": organisation.id}
+    )
+    return organisation
+
+
+async def _enlist(
+    transaction: Transaction,
+    name: str,
+    organisation: str,
+    roles: tuple[Role, ...],
+    platform: Platform,
+) -> User:
+    now = platform.now()
+    user = User(
+        id=new_id("user", now),
+        name=name,
+        organisation=organisation,
+        roles=tuple(dict.fromkeys(roles)),
+        created_at=now,
+    )
+    row = {**msgspec.structs.asdict(user), "roles": msgspec.json.encode(user.roles).decode()}
+    await transaction.execute(insert(USER), row)
+    return user
+
+
+def _mint(label: str, user: str, platform: Platform) -> tuple[str, dict[str, str]]:
+    token = new_token()
+    return token, {
+        "id": new_id("token", platform.now()),
+        "user_id": user,
+        "label": label,
+        "hash": hash_of_token(token),
+    }
+
+
+def _organisation(row: Row[Any]) -> Organisation:
+    return Organisation(id=row.id, name=row.name, created_at=row.created_at)
+
+
+def _user(row: Row[Any]) -> User:
+    return User(
+        id=row.id,
+        name=row.name,
+        organisation=row.organisation,
+        roles=_ROLES.decode(row.roles),
+        created_at=row.created_at,
+    )
+
+
+def _token(row: Row[Any]) -> Token:
+    return Token(
+        id=row.id,
+        label=row.label,
+        user=row.user_id,
+        created_at=row.created_at,
+        expires_at=row.expires_at,
+    )

@@ -1,0 +1,121 @@
+"""From a committed transaction to everybody who watches: in process, encoded once per kind of view.
+
+The newest events of each job are kept in a ring. A watcher reads the ring while it reaches back far
+enough, and the table otherwise, so a slow watcher costs nobody else anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
+
+from clients.resources import Event
+from control_plane.visibility import Sight, redact_event
+
+DEPTH: Final = 512
+MAX_RINGS: Final = 512
+CLOSED: Final = "run.closed"
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """An event as it is sent.
+
+    Attributes:
+        id: Of the event within its job.
+        kind: Of the event.
+        data: JSON of the ``Event``, as its watcher may see it.
+    """
+
+    id: int
+    kind: str
+    data: bytes
+
+
+@dataclass(slots=True, eq=False)
+class _Entry:
+    event: Event
+    encoded: dict[Sight, Told] = field(default_factory=dict)
+
+    def told(self, sight: Sight) -> Told:
+        if sight not in self.encoded:
+            self.encoded[sight] = encode(self.event, sight)
+        return self.encoded[sight]
+
+
+@dataclass(slots=True, eq=False)
+class _Ring:
+    entries: deque[_Entry] = field(default_factory=lambda: deque(maxlen=DEPTH))
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    num_watchers: int = 0
+
+
+class EventHub:
+    """All rings. Used from the event loop alone."""
+
+    def __init__(self) -> None:
+        self._rings: OrderedDict[str, _Ring] = OrderedDict()
+        self.num_watchers = 0
+        self.is_closed = False
+
+    def publish(self, job: str, events: Sequence[Event]) -> None:
+        """Hand on events that are on record, in the order of their ids."""
+        ring = self._ring(job)
+        entries = ring.entries
+        if entries and events and events[0].id != entries[-1].event.id + 1:
+            entries.clear()
+        entries.extend(_Entry(event) for event in events)
+        ring.changed.set()
+        ring.changed = asyncio.Event()
+
+    def since(self, job: str, after: int, sight: Sight) -> list[Told] | None:
+        """Events after the one with id ``after``; None if the ring does not reach back to it."""
+        ring = self._rings.get(job)
+        if ring is None or not ring.entries or ring.entries[0].event.id > after + 1:
+            return None
+        # Ids are contiguous, so what is new is a known number of entries at the end.
+        num_new = max(0, ring.entries[-1].event.id - after)
+        start = len(ring.entries) - num_new
+        return [ring.entries[i].told(sight) for i in range(start, len(ring.entries))]
+
+    def changed(self, job: str) -> asyncio.Event:
+        """Set when the next event of ``job`` comes, or when the hub is closed."""
+        return self._ring(job).changed
+
+    @contextmanager
+    def watching(self, job: str) -> Iterator[None]:
+        """Keep the ring of ``job`` while somebody watches it."""
+        ring = self._ring(job)
+        ring.num_watchers += 1
+        self.num_watchers += 1
+        try:
+            yield
+        finally:
+            ring.num_watchers -= 1
+            self.num_watchers -= 1
+
+    def close(self) -> None:
+        """Let every watcher end."""
+        self.is_closed = True
+        for ring in self._rings.values():
+            ring.changed.set()
+
+    def _ring(self, job: str) -> _Ring:
+        ring = self._rings.setdefault(job, _Ring())
+        self._rings.move_to_end(job)
+        if len(self._rings) > MAX_RINGS:
+            idle = [j for j, r in self._rings.items() if not r.num_watchers and j != job]
+            if idle:
+                del self._rings[idle[0]]
+        return ring
+
+
+def encode(event: Event, sight: Sight) -> Told:
+    """``event`` as ``sight`` sees it, as it is sent."""
+    return Told(event.id, event.kind, msgspec.json.encode(redact_event(event, sight)))

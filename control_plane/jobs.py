@@ -1,0 +1,333 @@
+"""What one may ask of jobs that are on record."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from sqlalchemy import Row, bindparam, delete, func, select
+
+from clients.identity import Principal
+from clients.resources import Artifact, Event, Job, Round
+from control_plane.authorisation import Action, Relation, may
+from control_plane.event_hub import CLOSED, Told, encode
+from control_plane.journal import Fact, load, record
+from control_plane.objects import release
+from control_plane.pages import Slice, Versioned, cut
+from control_plane.platform import Platform
+from control_plane.records.tables import (
+    ARTIFACT,
+    COLLABORATION,
+    EVENT,
+    JOB,
+    JOB_OBJECT,
+    MEMBER,
+    ROUND,
+)
+from control_plane.refusals import (
+    CancelIsFinal,
+    Forbidden,
+    JobClosed,
+    JobOpen,
+    NotFound,
+    VersionChanged,
+)
+from control_plane.views import artifact_of, event_of, job_of, round_of, visibility_of
+from control_plane.visibility import Sight, redact_event, redact_job, redact_round, sees_artifact
+from control_plane.visibility import sight_of as _sight
+from workflows.plan import StepKind
+from workflows.run import Desired, Phase
+
+STEPS: Final[tuple[StepKind, ...]] = ("federate", "translate", "publish")
+WAITS_FOR_STOP: Final = "the run to stop"
+_PAGE: Final = 500
+_LOG_CHUNK_BYTES: Final = 1 << 16
+
+_SEEN: Final = (
+    select(JOB, COLLABORATION.c.visibility)
+    .join(COLLABORATION, COLLABORATION.c.id == JOB.c.collaboration)
+    .join(MEMBER, MEMBER.c.collaboration == JOB.c.collaboration)
+    .where(MEMBER.c.organisation == bindparam("organisation"))
+)
+_ONE: Final = _SEEN.where(JOB.c.id == bindparam("job"))
+_EVENTS: Final = (
+    select(EVENT)
+    .where(EVENT.c.job == bindparam("job"), EVENT.c.id > bindparam("after"))
+    .order_by(EVENT.c.id)
+    .limit(bindparam("limit"))
+)
+_ROUNDS: Final = (
+    select(ROUND)
+    .where(ROUND.c.job == bindparam("job"), ROUND.c.number > bindparam("after"))
+    .order_by(ROUND.c.number)
+    .limit(bindparam("limit"))
+)
+_PHASE: Final = select(JOB.c.phase).where(JOB.c.id == bindparam("job"))
+
+
+async def get_job(platform: Platform, who: Principal, job: str) -> Versioned[Job]:
+    """One job.
+
+    Raises:
+        NotFound: There is none that the caller may know of.
+    """
+    row, sight = await _see(platform, who, job)
+    return Versioned(redact_job(job_of(row), sight), row.version)
+
+
+async def list_jobs(
+    platform: Platform,
+    who: Principal,
+    limit: int,
+    before: str | None = None,
+    phase: Phase | None = None,
+    name: str | None = None,
+) -> Slice[Job]:
+    """The jobs of the caller's collaborations, newest first."""
+    query = _SEEN.order_by(JOB.c.id.desc()).limit(limit + 1)
+    if before is not None:
+        query = query.where(JOB.c.id < before)
+    if phase is not None:
+        query = query.where(JOB.c.phase == phase)
+    if name is not None:
+        query = query.where(JOB.c.name == name)
+    rows = await platform.database.rows(query, {"organisation": who.organisation})
+    return cut([(row.id, redact_job(job_of(row), sight_on(who, row))) for row in rows], limit)
+
+
+async def change_desired(
+    platform: Platform, who: Principal, job: str, desired: Desired, version: int | None = None
+) -> Versioned[Job]:
+    """Say what is wanted of a job. Cancelling can be repeated, and cannot be taken back.
+
+    With a ``version``, only if that is what the job is at.
+
+    Raises:
+        NotFound: There is none that the caller may know of.
+        Forbidden: The caller may not cancel it.
+        VersionChanged: It is not at ``version`` any more.
+        JobClosed: It has ended otherwise.
+        CancelIsFinal: It is being cancelled.
+    """
+    seen, _ = await _see(platform, who, job)
+    _require(who, Action.CANCEL, seen, "cancel this job")
+    async with platform.database.writing() as transaction:
+        row = await load(transaction, job)
+        if version is not None and row.version != version:
+            raise VersionChanged(f"the job is at version {row.version}, not {version}")
+        if row.desired == Desired.CANCELLED and desired is Desired.RUN:
+            raise CancelIsFinal("a cancelled job can not go on; submit it again")
+        if Phase(row.phase).is_final and row.phase != Phase.CANCELLED:
+            raise JobClosed(f"the job has {row.phase}; nothing about it can be changed")
+        if desired is not Desired(row.desired):
+            await record(
+                transaction,
+                platform.hub,
+                row,
+                platform.now(),
+                {"desired": desired, "waits_for": WAITS_FOR_STOP},
+                [Fact(kind="cancel.requested", fields={"by": who.user})],
+            )
+            transaction.after_commit(platform.bell.ring)
+    return await get_job(platform, who, job)
+
+
+async def delete_job(platform: Platform, who: Principal, job: str) -> None:
+    """Forget a closed job, with what only it needs; its published model stays.
+
+    A call that was cut short can be repeated.
+
+    Raises:
+        NotFound: There is none that the caller may know of.
+        Forbidden: The caller may not delete it.
+        JobOpen: It has not ended, or is still being cleared away.
+    """
+    row, _ = await _see(platform, who, job)
+    _require(who, Action.DELETE, row, "delete this job")
+    if not Phase(row.phase).is_final:
+        raise JobOpen("cancel the job first, and wait until it has ended")
+    if not row.settled:
+        raise JobOpen("the job is still being cleared away; try again in a moment")
+    objects = await platform.database.rows(
+        select(JOB_OBJECT.c.digest).where(JOB_OBJECT.c.job == job)
+    )
+    for row in objects:
+        await release(platform, job, row.digest)
+    await asyncio.to_thread(shutil.rmtree, logs_of(platform, job), ignore_errors=True)
+    async with platform.database.writing() as transaction:
+        await transaction.execute(delete(JOB).where(JOB.c.id == job))
+
+
+async def list_rounds(
+    platform: Platform, who: Principal, job: str, after: int, limit: int
+) -> Slice[Round]:
+    """Rounds on record after the one with number ``after``, oldest first.
+
+    Raises:
+        NotFound: There is no such job that the caller may know of.
+    """
+    _, sight = await _see(platform, who, job)
+    rows = await platform.database.rows(_ROUNDS, {"job": job, "after": after, "limit": limit + 1})
+    return cut([(str(row.number), redact_round(round_of(row), sight)) for row in rows], limit)
+
+
+async def list_events(
+    platform: Platform, who: Principal, job: str, after: int, limit: int
+) -> Slice[Event]:
+    """Events after the one with id ``after``, oldest first.
+
+    Raises:
+        NotFound: There is no such job that the caller may know of.
+    """
+    _, sight = await _see(platform, who, job)
+    rows = await platform.database.rows(_EVENTS, {"job": job, "after": after, "limit": limit + 1})
+    return cut([(str(row.id), redact_event(event_of(row), sight)) for row in rows], limit)
+
+
+async def watch(
+    platform: Platform, who: Principal, job: str, after: int = 0
+) -> AsyncIterator[Told]:
+    """Events after the one with id ``after``, oldest first, as they happen; ends with the job.
+
+    Raises:
+        NotFound: There is no such job that the caller may know of.
+    """
+    _, sight = await _see(platform, who, job)
+    return _watch(platform, job, after, sight)
+
+
+async def list_artifacts(platform: Platform, who: Principal, job: str) -> tuple[Artifact, ...]:
+    """Outputs of a job, by name.
+
+    Raises:
+        NotFound: There is no such job that the caller may know of.
+    """
+    _, sight = await _see(platform, who, job)
+    rows = await platform.database.rows(
+        select(ARTIFACT).where(ARTIFACT.c.job == job).order_by(ARTIFACT.c.name)
+    )
+    return tuple(artifact_of(row) for row in rows if sees_artifact(row.name, sight))
+
+
+async def get_artifact(platform: Platform, who: Principal, job: str, name: str) -> Artifact:
+    """One output of a job.
+
+    Raises:
+        NotFound: There is none that the caller may know of.
+    """
+    for artifact in await list_artifacts(platform, who, job):
+        if artifact.name == name:
+            return artifact
+    raise NotFound(f"the job has no artifact {name!r}")
+
+
+async def read_logs(
+    platform: Platform,
+    who: Principal,
+    job: str,
+    step: StepKind | None = None,
+    tail: int | None = None,
+) -> AsyncIterator[bytes]:
+    """Logs of the newest attempt's steps, or of one step; several have a line above each.
+
+    With a ``tail``, only the last so many bytes of each.
+
+    Raises:
+        NotFound: There is no such job that the caller may know of.
+        Forbidden: The caller may not read its logs.
+    """
+    row, sight = await _see(platform, who, job)
+    if not sight.evidence:
+        raise Forbidden("you may not read the logs of this job")
+    folder = logs_of(platform, job) / str(row.attempt)
+    return _read_logs(folder, STEPS if step is None else (step,), tail)
+
+
+async def open_jobs_by_phase(platform: Platform) -> Mapping[Phase, int]:
+    """How many jobs are in each open phase."""
+    rows = await platform.database.rows(
+        select(JOB.c.phase, func.count().label("jobs"))
+        .where(JOB.c.settled.is_(False))
+        .group_by(JOB.c.phase)
+    )
+    counted = {row.phase: row.jobs for row in rows}
+    return {phase: counted.get(phase, 0) for phase in Phase if not phase.is_final}
+
+
+def logs_of(platform: Platform, job: str) -> Path:
+    """Folder of a job's logs: one file per attempt and step."""
+    return platform.folder / "logs" / job
+
+
+def sight_on(who: Principal, row: Row[Any]) -> Sight:
+    """What ``who`` sees of a row that has an owner and its collaboration's visibility."""
+    return _sight(who, row.organisation, visibility_of(row.visibility))
+
+
+async def _see(platform: Platform, who: Principal, job: str) -> tuple[Row[Any], Sight]:
+    row = await platform.database.one_or_none(_ONE, {"organisation": who.organisation, "job": job})
+    if row is None:
+        raise NotFound("no such job")
+    return row, sight_on(who, row)
+
+
+def _require(who: Principal, action: Action, row: Row[Any], deed: str) -> None:
+    relation = Relation.OWNER if row.organisation == who.organisation else Relation.PARTNER
+    if not may(who.roles, action, relation):
+        raise Forbidden(f"your roles do not allow you to {deed}")
+
+
+async def _watch(platform: Platform, job: str, after: int, sight: Sight) -> AsyncIterator[Told]:
+    hub = platform.hub
+    with hub.watching(job):
+        while not hub.is_closed:
+            changed = hub.changed(job)
+            batch = hub.since(job, after, sight)
+            is_over = False
+            if batch is None:
+                # The phase is read first: if it is final, the events that follow are all there are.
+                phase = await platform.database.one_or_none(_PHASE, {"job": job})
+                is_over = phase is None or Phase(phase.phase).is_final
+                rows = await platform.database.rows(
+                    _EVENTS, {"job": job, "after": after, "limit": _PAGE}
+                )
+                batch = [encode(event_of(row), sight) for row in rows]
+            for told in batch:
+                yield told
+                after = told.id
+                if told.kind == CLOSED:
+                    return
+            if not batch:
+                if is_over:
+                    return
+                await changed.wait()
+
+
+async def _read_logs(
+    folder: Path, steps: tuple[StepKind, ...], tail: int | None
+) -> AsyncIterator[bytes]:
+    for step in steps:
+        path = folder / f"{step}.log"
+        try:
+            size = (await asyncio.to_thread(path.stat)).st_size
+        except FileNotFoundError:
+            continue
+        if len(steps) > 1:
+            yield f"==> {step} <==\n".encode()
+        offset = 0 if tail is None else max(0, size - tail)
+        while offset < size:
+            length = min(_LOG_CHUNK_BYTES, size - offset)
+            chunk = await asyncio.to_thread(_read_part, path, offset, length)
+            if not chunk:
+                break
+            offset += len(chunk)
+            yield chunk
+
+
+def _read_part(path: Path, offset: int, length: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(length)

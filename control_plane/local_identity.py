@@ -1,0 +1,79 @@
+"""Who is calling, by users and hashed tokens of our own."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+import msgspec
+from sqlalchemy import bindparam, select
+
+from clients.identity import NotAuthentic, Principal
+from clients.resources import Role
+from control_plane.ids import TOKEN_PREFIX, hash_of_token
+from control_plane.records.database import Database
+from control_plane.records.tables import TOKEN, USER
+
+REMEMBERED_FOR: Final = timedelta(minutes=1)
+MAX_REMEMBERED: Final = 1024
+_SELECT: Final = (
+    select(USER.c.id, USER.c.name, USER.c.organisation, USER.c.roles, TOKEN.c.expires_at)
+    .join(TOKEN, TOKEN.c.user_id == USER.c.id)
+    .where(TOKEN.c.hash == bindparam("hash"))
+)
+_ROLES: Final = msgspec.json.Decoder(frozenset[Role])
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    principal: Principal
+    until: datetime
+
+
+class LocalIdentity:
+    """Adapter of ``IdentityProvider`` over the records.
+
+    A token is searched for at most once a minute; ``forget`` makes a revocation count at once.
+    """
+
+    def __init__(self, database: Database, now: Callable[[], datetime]) -> None:
+        self._database = database
+        self._now = now
+        self._known: OrderedDict[str, _Known] = OrderedDict()
+        self._generation = 0
+
+    async def authenticate(self, credential: str) -> Principal:
+        if not credential.startswith(TOKEN_PREFIX):
+            raise NotAuthentic("this is no token of this platform")
+        hashed = hash_of_token(credential)
+        now = self._now()
+        known = self._known.get(hashed)
+        if known and now < known.until:
+            self._known.move_to_end(hashed)
+            return known.principal
+        generation = self._generation
+        row = await self._database.one_or_none(_SELECT, {"hash": hashed})
+        if row is None:
+            raise NotAuthentic("this token is not known, or was revoked")
+        if row.expires_at is not None and row.expires_at <= now:
+            raise NotAuthentic("this token has expired")
+        principal = Principal(
+            user=row.id,
+            name=row.name,
+            organisation=row.organisation,
+            roles=_ROLES.decode(row.roles),
+        )
+        if generation == self._generation:
+            until = now + REMEMBERED_FOR
+            self._known[hashed] = _Known(principal, min(until, row.expires_at or until))
+            if len(self._known) > MAX_REMEMBERED:
+                self._known.popitem(last=False)
+        return principal
+
+    def forget(self) -> None:
+        """Search for every token anew: one was revoked, or roles changed."""
+        self._generation += 1
+        self._known.clear()
