@@ -1,13 +1,14 @@
 """A job document: the YAML 1.2 or JSON text in which a person writes a job.
 
 YAML is read by the rules of version 1.2, so ``1e-6`` is a number and ``no`` is text. Only what JSON
-can say is taken: no anchors, no tags, no dates. JSON is a part of YAML 1.2, so one reader does
-both, and every error can name the line.
+can say is taken: no anchors, no tags, no dates. JSON is a part of YAML 1.2, so one reader finds the
+lines of both; but what is JSON is decoded as such, for ruamel folds U+0085 in text to a blank.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Final
 
@@ -46,12 +47,16 @@ class DocumentInvalid(Exception):
         self.problem = problem
 
 
-def read_job(text: str, source: str = "job") -> JobSpec:
+def read_job(
+    text: str, source: str = "job", rewrite: Callable[[Any], Any] | None = None
+) -> JobSpec:
     """The job that ``text`` describes; ``JobSpec.check`` says whether it can be run.
 
     Args:
         text: YAML 1.2 or JSON.
         source: Name of the document, for errors.
+        rewrite: Makes the plain value that becomes the job from the one that was written; a client
+            puts digests there in the place of paths that mean something on its machine alone.
 
     Raises:
         DocumentInvalid: It is not YAML, or not a job.
@@ -65,7 +70,7 @@ def read_job(text: str, source: str = "job") -> JobSpec:
         if root is None:
             raise DocumentInvalid(source, 1, "", "the document is empty")
         reading = _Reading(yaml, source)
-        value = reading.value(root, ())
+        written = _decoded(text, reading.value(root, ()))
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         problem = ", ".join(part for part in (error.context, error.problem) if part)
@@ -75,7 +80,7 @@ def read_job(text: str, source: str = "job") -> JobSpec:
     except RecursionError as error:
         raise DocumentInvalid(source, 1, "", "it is nested too deeply") from error
     try:
-        return msgspec.convert(value, JobSpec)
+        return msgspec.convert(rewrite(written) if rewrite else written, JobSpec)
     except msgspec.ValidationError as error:
         raise reading.explain(str(error)) from error
 
@@ -110,8 +115,10 @@ class _Reading:
             raise self._invalid(path, f"a {kind} is not read; put text between quotes")
         try:
             value = self._yaml.constructor.construct_object(node)
+            if isinstance(value, str):
+                value = _joined(value)
         except ValueError as error:
-            raise self._invalid(path, str(error)) from error
+            raise self._invalid(path, f"{node.value!r} cannot be read: {error}") from error
         if isinstance(value, float) and not isfinite(value):
             raise self._invalid(path, f"{node.value} is no number that a job can hold")
         return value
@@ -120,7 +127,7 @@ class _Reading:
         mapping: dict[str, Any] = {}
         for key_node, value_node in node.value:
             key = key_node.value
-            if key_node.tag != PREFIX + "str":
+            if not isinstance(key, str) or key_node.tag != PREFIX + "str":
                 raise self._invalid(path, f"the name {key} is no text; put it between quotes")
             inner = (*path, key)
             self._lines[inner] = key_node.start_mark.line + 1
@@ -154,3 +161,20 @@ class _Reading:
 def _text(path: Path) -> str:
     parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
     return "".join(parts).removeprefix(".")
+
+
+def _decoded(text: str, otherwise: object) -> object:
+    """What ``text`` is as JSON; ``otherwise`` if it is none."""
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        return otherwise
+
+
+def _joined(text: str) -> str:
+    """``text`` with the halves of a character that JSON escapes in two put together.
+
+    Raises:
+        UnicodeError: It holds one half only.
+    """
+    return text.encode("utf-16", "surrogatepass").decode("utf-16")
