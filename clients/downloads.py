@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from clients.errors import DownloadBusy, DownloadCorrupt, FileRefused, Unavailable, Unreachable
-from clients.transport import CHUNK_BYTES, Call, Retrying, Transport
+from clients.transport import Call, Retrying, Transport
 from sharing.object_store import Digest, digest_of_file
 
 TRIES: Final = 2
@@ -81,7 +81,7 @@ def _gather(
             with transport.opened(piece) as response:
                 if response.status_code != HTTPStatus.PARTIAL_CONTENT:
                     file.truncate(0)
-                for chunk in response.iter_raw(CHUNK_BYTES):
+                for chunk in response.iter_raw():
                     file.write(chunk)
                     retrying.succeeded()
         except (Unreachable, Unavailable) as error:

@@ -187,8 +187,9 @@ class Transport:
             ApiError: The server refused.
             Unreachable: The connection failed, here or while the body was read.
         """
-        read_s = self._timeout.read if call.answer_s is None else call.answer_s
-        timeout = httpx.Timeout(self._timeout, read=read_s)
+        timeout = httpx.Timeout(self._timeout)
+        if call.answer_s is not None:
+            timeout.read = call.answer_s
         headers = dict(call.headers)
         body: bytes | Iterable[bytes] | None
         if isinstance(call.body, Path):

@@ -5,7 +5,6 @@ Exit codes: see ``clients.cli.refusals``.
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import sys
 from collections.abc import Sequence
@@ -42,6 +41,8 @@ app.add_typer(accounts.app, name="token")
 
 def _say_version(asked: bool) -> None:
     if asked:
+        import importlib.metadata
+
         typer.echo(f"foedus {importlib.metadata.version('foedus')}")
         raise typer.Exit
 
