@@ -27,7 +27,7 @@ from workflows.job import Builtin, Bundle, FromModel, Partitioned
 from workflows.program import BundleError, ProgramManifest, read_manifest, unpack
 from workflows.programs import builtin_folder
 from workflows.run_folder import StepError, StepFolder
-from workflows.tasks import AnyAnswer, Initial, Open, OpenData, Prepare
+from workflows.tasks import AnyAnswer, Initial, Load, Open, OpenData, Prepare
 from workflows.transcript import RoundTranscript, TranscriptInvalid, verify_chain
 from workflows.workers import WorkerPool
 
@@ -78,19 +78,25 @@ def simulate(
             Cause(code=CauseCode.PLATFORM_BUG, detail="only partitioned data is simulated")
         )
     program, manifest = lay_program(folder)
-    scratch = folder.scratch("work")
+    scratch, inputs = folder.scratch("work"), folder.files.inputs
     workers: WorkerPool[Any] = WorkerPool(
         num_workers=num_workers or _num_workers(folder),
         limits=spec.limits,
         folder=scratch,
         entry=entry,
         answers=answers,
-        readable=(folder.files.inputs, program),
+        readable=(inputs, program),
     )
+    preparer: WorkerPool[Any] = WorkerPool(
+        num_workers=1, limits=spec.limits, folder=scratch, readable=(inputs,)
+    )
+    data = str(scratch / "data")
     with workers as pool:
-        data = str(scratch / "data")
-        preparing = pool.call(Prepare(data=spec.data, inputs=str(folder.files.inputs), folder=data))
-        prepared = preparing.result().answer
+        with preparer:  # a process of its own: what reads data is large, and needed once
+            task = Prepare(data=spec.data, inputs=str(inputs), folder=data)
+            preparing = preparer.call(task)
+            pool.broadcast_task(Load(framework=manifest.framework))
+            prepared = preparing.result().answer
         pool.broadcast_task(OpenData(folder=data))
         opened = pool.broadcast_task(
             Open(

@@ -49,6 +49,13 @@ class Open(Task, frozen=True, tag="open"):
     classes: int = 0
 
 
+class Load(Task, frozen=True, tag="load"):
+    """Import the framework ahead of the program, which takes seconds; answered by ``Done``."""
+
+    clock: ClassVar[Clock] = "import_s"
+    framework: Literal["torch", "sklearn"]
+
+
 class Prepare(Task, frozen=True, tag="prepare"):
     """Divide a data set among sites, in files; answered by ``Prepared``.
 
@@ -114,7 +121,7 @@ class Export(Task, frozen=True, tag="export"):
     folder: str
 
 
-AnyTask = Open | Prepare | OpenData | Initial | Train | Measure | Export
+AnyTask = Load | Open | Prepare | OpenData | Initial | Train | Measure | Export
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):

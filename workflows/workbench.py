@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from workflows.tasks import (
     Done,
     Export,
     Initial,
+    Load,
     Measure,
     Measures,
     Open,
@@ -82,6 +84,9 @@ class Workbench:
             NotOpened: The step forgot to open something.
         """
         match task:
+            case Load():
+                import_module(f"workflows.trainers.{task.framework}_trainer")
+                return Done(), ()
             case Open():
                 self._trainer = load_trainer(
                     Path(task.program), task.config, task.seed, task.features, task.classes
