@@ -57,7 +57,7 @@ class BrokenContract(CourierError):
 
 
 class _EventGap(CourierError):
-    """Events before the ones that were offered are not on record."""
+    """Events before the ones that were offered, or objects they name, are not on record."""
 
 
 class _Unanswered(Exception):
@@ -276,6 +276,7 @@ class EventFeed:
             acknowledged = await self._courier.post_events(self._step, lines)
         except _EventGap:
             self._offset = self._read = 0
+            self._stored.clear()
             await anyio.sleep(FIRST_RETRY_S)
             return
         self._offset += sum(len(line) + 1 for line in lines)

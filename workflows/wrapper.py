@@ -57,7 +57,7 @@ _PIPE_BYTES: Final = 1 << 20
 _EVIDENCE_LINES: Final = 20
 _EVIDENCE_CHARS: Final = 4_000
 _LAST_EVENT_BYTES: Final = 1 << 20
-_FULL_BYTES: Final = 65_536
+_FULL_BYTES: Final = 16 << 20
 """A disk with less room than this when a step died is taken for the reason."""
 
 
@@ -278,9 +278,8 @@ class Wrapper:
         """Bring on record what the step at hand left behind; nothing more of it will come."""
         ended = anyio.Event()
         ended.set()
-        async with anyio.create_task_group() as tasks:
-            for feed in self._feeds:
-                tasks.start_soon(feed.forward, ended)
+        for feed in reversed(self._feeds):  # The log first: events can be what broke.
+            await feed.forward(ended)
 
     def _note(
         self,
@@ -332,7 +331,8 @@ def _over_by(error: BaseException) -> Over:
         case Fenced():
             over = Over(Activity.CANCELLED)
         case OSError(errno=errno.ENOSPC | errno.EDQUOT):
-            over = Over(Activity.FAILED, Cause(code=CauseCode.DISK_FULL, detail=str(error)))
+            cause = Cause(code=CauseCode.DISK_FULL, detail="no room is left for the run's files")
+            over = Over(Activity.FAILED, cause)
         case CourierError():
             over = Over(Activity.FAILED, Cause(code=CauseCode.PLATFORM_BUG, detail=str(error)))
         case _:
@@ -444,8 +444,8 @@ def main(arguments: Sequence[str], environ: Mapping[str, str]) -> None:
     adopt_orphans()
     record = ExitRecord(run.exit)
     plan = read_json(run.job, Plan)
-    if plan is None:
-        parser.error(f"there is no {run.job}")
+    if plan is None or given.step not in (None, *[step.name for step in plan.steps]):
+        parser.error(f"{run.job} is not there, or has no such step")
     for folder in (run.inputs, run.objects, run.home, run.tmp):
         folder.mkdir(exist_ok=True)
 

@@ -86,10 +86,11 @@ class ControlPlaneDouble:
     def numbers(self, step: str) -> list[int]:
         return [event["number"] for event in self.events[step]]
 
-    def forget_events(self, step: str) -> None:
-        """Lose them, as a database that was restored from a backup would."""
+    def forget(self) -> None:
+        """Lose everything, as a data folder that was restored from a backup would."""
         with self.lock:
-            self.events[step].clear()
+            self.events.clear()
+            self.objects.clear()
 
 
 class _Server(ThreadingHTTPServer):
@@ -177,7 +178,8 @@ class _Handler(BaseHTTPRequestHandler):
         plane = self.server.plane
         recorded = plane.events[body["step"]]
         for event in body["events"]:
-            if event["number"] > len(recorded) + 1:
+            named = {event.get(name) for name in ("checkpoint", "transcript", "manifest")} - {None}
+            if event["number"] > len(recorded) + 1 or not named <= plane.objects.keys():
                 return self._problem(409, "event-gap")
             plane.arrivals.append(("event", body["step"], event["number"]))
             if event["number"] == len(recorded) + 1:

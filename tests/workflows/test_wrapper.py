@@ -3,10 +3,12 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import anyio
 import msgspec
 import pytest
 
@@ -224,12 +226,13 @@ async def test_events_that_a_control_plane_lost_are_told_again(
     await submit(engine, plane, plan_of(step_of("federate", "rounds=3", "until=go", "event")))
     await until(lambda: len(plane.events["federate"]) == 3)
 
-    plane.forget_events("federate")
+    plane.forget()
     (run / "go").touch()
     observation = await end_of(engine)
 
     assert observation.activity is Activity.SUCCEEDED
     assert plane.numbers("federate") == [1, 2, 3, 4, 5]
+    assert len(plane.objects) == 2 * 3 + 1
 
 
 @pytest.mark.parametrize("is_known", [True, False], ids=["fenced", "token unknown"])
@@ -341,13 +344,14 @@ async def test_a_step_has_no_more_time_than_its_plan_says(
 async def test_a_step_that_skips_a_number_breaks_the_contract(
     engine: LocalEngine, plane: ControlPlaneDouble, run: Path
 ) -> None:
-    plan = plan_of(step_of("federate", "event", "skip", "event", "wait"))
+    plan = plan_of(step_of("federate", "event", "say=see here", "skip", "event", "wait"))
 
     observation = await result_of(engine, plane, plan)
 
     assert observation.cause is not None
     assert observation.cause.code is CauseCode.PLATFORM_BUG
     assert observation.cause.detail == "event 3 where 2 must come"
+    assert plane.logs["federate"] == b"see here\n"
     await until(lambda: not processes_of(run))
 
 
@@ -425,6 +429,36 @@ async def test_no_process_of_the_same_user_reads_the_wrappers_memory(
     await end_of(engine)
 
     assert groups == [0, group]
+
+
+async def test_another_engine_runs_one_step_alone(
+    tmp_path: Path, plane: ControlPlaneDouble, run: Path
+) -> None:
+    run.mkdir(parents=True)
+    (run / "job.json").write_bytes(
+        msgspec.json.encode(plan_of(step_of("federate", "event"), step_of("publish", "event")))
+    )
+    credentials = run / "credentials"
+    credentials.write_bytes(msgspec.json.encode(Credentials(url=plane.url, token=TOKEN)))
+
+    def start(step: str) -> int:
+        with (run / "lock").open("wb") as lock, credentials.open("rb") as source:
+            return subprocess.run(
+                [
+                    *(sys.executable, "-m", "workflows.wrapper", run, "--step", step),
+                    *("--endpoint-file", tmp_path / "endpoint", "--grace-s", "1"),
+                    *("--lock-fd", str(lock.fileno()), "--token-fd", str(source.fileno())),
+                ],
+                pass_fds=(lock.fileno(), source.fileno()),
+                cwd=Path(__file__).parents[2],
+                stderr=subprocess.DEVNULL,
+                check=False,
+            ).returncode
+
+    assert await anyio.to_thread.run_sync(start, "publish") == 0
+    assert await anyio.to_thread.run_sync(start, "translate") == 2
+    assert plane.kinds("publish") == ["step.started", "step.succeeded"]
+    assert "federate" not in plane.events
 
 
 async def test_a_full_disk_is_told_of_and_can_be_tried_again(
