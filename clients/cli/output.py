@@ -71,12 +71,10 @@ def number(value: float | None) -> str:
 
 def size(num_bytes: int) -> str:
     """A size in the unit that suits it."""
-    value, unit = float(num_bytes), "B"
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):  # noqa: B007 - used after the loop
-        if value < 1024:
-            break
-        value /= 1024
-    return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
+    if num_bytes < 1024:
+        return f"{num_bytes} B"
+    power = min((num_bytes.bit_length() - 1) // 10, 4)
+    return f"{num_bytes / 1024**power:.1f} {'KMGT'[power - 1]}iB"
 
 
 def moment(at: datetime | None) -> str:

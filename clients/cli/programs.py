@@ -10,11 +10,55 @@ import typer
 
 from clients.cli.connection import connect
 from clients.cli.output import AsJson, moment, say, say_json, say_table, size
+from clients.cli.refusals import UNSUCCESSFUL
 
 programs = typer.Typer(no_args_is_help=True, help="Your own code: begin, check, upload.")
 datasets = typer.Typer(no_args_is_help=True, help="Files of examples for simulations.")
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the program.")]
 Limit = Annotated[int, typer.Option(min=1, help="At most so many.")]
+
+
+@programs.command("new")
+def new_program(folder: Folder, as_json: AsJson = False) -> None:
+    """Write a small program that works, to begin from."""
+    from clients.errors import FileRefused
+    from workflows.program import write_template
+
+    try:
+        write_template(folder)
+    except OSError as error:
+        why = f"{folder}: {error.strerror}" if error.strerror else str(error)
+        raise FileRefused(why) from error
+    if as_json:
+        say_json({"folder": str(folder), "files": sorted(path.name for path in folder.iterdir())})
+        return
+    say(f"{folder} holds a program that works:")
+    for path in sorted(folder.iterdir()):
+        say(f"  {path.name}")
+    say(f"Change it, then: foedus program check {folder}")
+
+
+@programs.command("check")
+def check_program(folder: Folder, as_json: AsJson = False) -> None:
+    """Run a program on two toy sites here, and say in plain words what is wrong."""
+    import tempfile
+
+    from workflows.program_check import check_program as check
+
+    with tempfile.TemporaryDirectory(prefix="foedus-check-") as scratch:
+        report = check(folder, Path(scratch) / "check")
+    if as_json:
+        say_json(report)
+    else:
+        for finding in report.findings:
+            say(f"{'ok ' if finding.ok else 'NO '} {finding.about}: {finding.found}")
+            for line in finding.evidence.splitlines():
+                say(f"    | {line}")
+            if finding.mend:
+                say(f"    mend: {finding.mend}")
+        say("It can be submitted." if report.ok else "It cannot be submitted yet.")
+    if not report.ok:
+        raise typer.Exit(UNSUCCESSFUL)
 
 
 @programs.command("push")
