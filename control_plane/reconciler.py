@@ -1,0 +1,634 @@
+"""Moving runs on: look, decide, act, and look again.
+
+Nothing is remembered here between two looks. What is done to a run is on record before or after an
+act that can be repeated, so the process may be killed at any line, and the next one goes on from
+what it finds. Only the reconciler speaks to the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+import msgspec
+import structlog
+from sqlalchemy import Row, bindparam, insert, select, update
+
+from control_plane.decisions import Action, Sighting, Standing, decide, sight
+from control_plane.finalisation import Results, Unverified, verify
+from control_plane.ids import hash_of_token, new_id, new_token
+from control_plane.journal import Fact, load, record, transition
+from control_plane.objects import keep, release, require_stored
+from control_plane.platform import Platform, Rules
+from control_plane.records.database import Transaction
+from control_plane.records.tables import (
+    ARTIFACT,
+    ATTEMPT,
+    DATASET,
+    EVENT,
+    JOB,
+    MODEL,
+    ROUND,
+    VARIANT,
+)
+from control_plane.refusals import DatabaseUnavailable, NotFound
+from control_plane.views import cause_of, spec_of, text_of
+from sharing.object_store import (
+    Digest,
+    ObjectCorrupt,
+    ObjectMissing,
+    StoreError,
+    is_digest,
+)
+from workflows.causes import Cause, CauseCode
+from workflows.engine import (
+    Activity,
+    Credentials,
+    EngineError,
+    Observation,
+    PlanRefused,
+    WorkflowEngine,
+)
+from workflows.job import Bundle, FromModel, JobSpec, Partitioned
+from workflows.plan import Plan, compile_plan, plan_digest
+from workflows.run import Desired, Phase
+
+IDLE_S: Final = 1.0
+"""Between looks while nothing is open, so that a heartbeat is seen."""
+MAX_ACTS: Final = 8
+CHECKPOINTS_KEPT: Final = 2
+
+_log = structlog.get_logger()
+_JOB: Final = select(JOB).where(JOB.c.id == bindparam("job"))
+_UNSETTLED: Final = select(JOB).where(JOB.c.settled.is_(False)).order_by(JOB.c.id)
+_ATTEMPT: Final = select(ATTEMPT).where(
+    ATTEMPT.c.job == bindparam("job"), ATTEMPT.c.number == bindparam("number")
+)
+_HEARD: Final = (
+    select(EVENT.c.id)
+    .where(
+        EVENT.c.job == bindparam("job"),
+        EVENT.c.attempt == bindparam("number"),
+        EVENT.c.step.is_not(None),
+    )
+    .limit(1)
+)
+_CHECKPOINTS: Final = (
+    select(ROUND.c.number, ROUND.c.checkpoint)
+    .where(ROUND.c.job == bindparam("job"), ROUND.c.checkpoint.is_not(None))
+    .order_by(ROUND.c.number.desc())
+)
+_INPUTS: Final = msgspec.json.Decoder(dict[str, Digest])
+
+
+class _Changed(Exception):
+    """The job is no longer what was decided on."""
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """What one look at a run showed."""
+
+    job: Row[Any]
+    attempt: Row[Any] | None
+    observation: Observation | None
+    sighting: Sighting
+
+
+class Reconciler:
+    """Looks at every run that is open, or closed and not cleared away.
+
+    Attributes:
+        last_pass: ``time.monotonic()`` at the end of the last look; 0 before the first.
+        last_pass_s: Seconds that it took.
+    """
+
+    def __init__(self, platform: Platform, engine: WorkflowEngine, url: Callable[[], str]) -> None:
+        """Nothing is looked at yet.
+
+        Args:
+            platform: Whose runs.
+            engine: What runs them.
+            url: Where steps reach the control plane; asked when an attempt starts.
+        """
+        self._platform = platform
+        self._engine = engine
+        self._url = url
+        self._troubles: dict[str, str] = {}
+        self.last_pass = 0.0
+        self.last_pass_s = 0.0
+
+    async def run(self) -> None:
+        """Look again and again, until cancelled."""
+        while True:
+            started = time.monotonic()
+            try:
+                is_busy = await self.look()
+            except DatabaseUnavailable as error:
+                _log.error("reconciler.failed", error=str(error))
+                is_busy = True
+            else:
+                self.last_pass = time.monotonic()
+                self.last_pass_s = self.last_pass - started
+            interval_s = self._platform.rules.interval_s if is_busy else IDLE_S
+            await self._platform.bell.wait(interval_s)
+
+    async def look(self) -> bool:
+        """Move every run on as far as it goes now; False if there was none."""
+        rows = await self._platform.database.rows(_UNSETTLED)
+        taken = sum(1 for row in rows if _takes_slot(Phase(row.phase)))
+        queued: list[str] = []
+        async with asyncio.TaskGroup() as tasks:
+            for row in rows:
+                is_pending = row.phase == Phase.PENDING and row.desired == Desired.RUN
+                if is_pending and taken >= self._platform.rules.max_running:
+                    queued.append(row.id)
+                    continue
+                taken += is_pending
+                tasks.create_task(self._guarded(row.id, self._move_on(row.id)))
+        for place, job in enumerate(queued):
+            await self._guarded(job, self._tell_place(job, place))
+        return bool(rows)
+
+    async def _guarded(self, job: str, work: Any) -> None:  # noqa: ANN401 - a coroutine
+        """Do some work on one run, so that its trouble is not everybody's; outermost loop."""
+        try:
+            await work
+        except _Changed:
+            self._platform.bell.ring()
+        except NotFound:
+            self._troubles.pop(job, None)
+        except (EngineError, StoreError, DatabaseUnavailable) as error:
+            self._note(job, f"{type(error).__name__}: {error}", is_bug=False)
+        except Exception as error:  # noqa: BLE001 - a bug met by one run must not stop the others
+            self._note(job, f"{type(error).__name__}: {error}", is_bug=True)
+        else:
+            self._troubles.pop(job, None)
+
+    def _note(self, job: str, trouble: str, *, is_bug: bool) -> None:
+        """Log what is wrong with a run, once for as long as it is the same."""
+        if self._troubles.get(job) != trouble:
+            self._troubles[job] = trouble
+            log = _log.exception if is_bug else _log.warning
+            log("run.stalled", run=job, error=trouble)
+
+    async def _move_on(self, job: str) -> None:
+        for _ in range(MAX_ACTS):
+            view = await self._view(job)
+            action = decide(self._standing(view))
+            await self._act(action, view)
+            if action in (Action.WAIT, Action.STOP, Action.SETTLE):
+                return
+        self._platform.bell.ring()
+
+    async def _view(self, job_id: str) -> _View:
+        database = self._platform.database
+        job = await database.one_or_none(_JOB, {"job": job_id})
+        if job is None:
+            raise NotFound("no such job")
+        if job.attempt == 0:
+            return _View(job, None, None, Sighting.NONE)
+        name = {"job": job.id, "number": job.attempt}
+        attempt = await database.one_or_none(_ATTEMPT, name)
+        if attempt is None or attempt.ended_at is not None:
+            return _View(job, attempt, None, Sighting.OVER)
+        observation = await self._engine.observe(job.id, job.attempt)
+        was_heard = observation is None and bool(await database.rows(_HEARD, name))
+        return _View(job, attempt, observation, sight(observation, was_heard=was_heard))
+
+    def _standing(self, view: _View) -> Standing:
+        rules = self._platform.rules
+        return Standing(
+            phase=Phase(view.job.phase),
+            desired=Desired(view.job.desired),
+            sighting=view.sighting,
+            has_slot=True,  # who has none is not looked at
+            is_due=_is_due(view, rules, self._platform.now()),
+            has_attempts=view.job.fruitless < rules.max_attempts,
+        )
+
+    async def _act(self, action: Action, view: _View) -> None:
+        match action:
+            case Action.WAIT:
+                await self._give_up_checkpoints(view.job.id)
+            case Action.ADMIT:
+                await self._admit(view)
+            case Action.BEGIN:
+                await self._begin(view)
+            case Action.SUBMIT:
+                await self._submit(view)
+            case Action.STOP:
+                await self._engine.cancel(view.job.id, view.job.attempt)
+            case Action.RECORD_LOSS:
+                await self._record_loss(view, _cause_of_loss(view.observation))
+            case Action.FINALISE:
+                await self._finalise(view)
+            case Action.FAIL:
+                await self._close(view, Phase.FAILED, _failure(view.observation))
+            case Action.GIVE_UP:
+                await self._close(view, Phase.FAILED, _exhaustion(view))
+            case Action.CLOSE_CANCELLED:
+                await self._close(view, Phase.CANCELLED, None)
+            case Action.SETTLE:
+                await self._settle(view)
+
+    async def _admit(self, view: _View) -> None:
+        await self._go(view, Phase.ADMITTED, "the attempt to start")
+
+    async def _begin(self, view: _View) -> None:
+        """Put a new attempt on record; it is handed to the engine afterwards."""
+        job, now = view.job, self._platform.now()
+        if job.attempt:
+            await self._engine.remove(job.id, job.attempt)
+        spec = spec_of(job.spec)
+        digest = plan_digest(spec, self._platform.environment)
+        if digest != job.plan_digest and job.round > 0:
+            detail = "the platform was updated while the run was under way; submit it again"
+            await self._close(
+                view, Phase.FAILED, Cause(code=CauseCode.ENGINE_REFUSED, detail=detail)
+            )
+            return
+        inputs, resumed = await self._inputs(job, spec)
+        number = job.attempt + 1
+        waits_for = f"attempt {number} to start" if number > 1 else "the attempt to start"
+        waits_for += f", from round {resumed}" if resumed else ""
+        async with self._changing(view) as (transaction, row):
+            await transaction.execute(
+                insert(ATTEMPT),
+                {
+                    "job": job.id,
+                    "number": number,
+                    "token_hash": hash_of_token(new_token()),  # nobody's, until it is submitted
+                    "inputs": text_of(inputs),
+                    "first_round": job.round,
+                    "cause": None,
+                    "started_at": now,
+                    "ended_at": None,
+                },
+            )
+            facts = [Fact(kind="attempt.started", fields={"attempt": number})]
+            if row.phase != Phase.PROVISIONING:
+                facts.append(transition(Phase(row.phase), Phase.PROVISIONING, waits_for))
+            changes = {
+                "attempt": number,
+                "phase": Phase.PROVISIONING,
+                "waits_for": waits_for,
+                "plan_digest": digest,
+            }
+            await record(transaction, self._platform.hub, row, now, changes, facts)
+
+    async def _submit(self, view: _View) -> None:
+        """Hand the attempt to the engine, with a token that is on record before it is out."""
+        job, token = view.job, new_token()
+        async with self._changing(view) as (transaction, _):
+            await transaction.execute(
+                update(ATTEMPT)
+                .where(ATTEMPT.c.job == job.id, ATTEMPT.c.number == job.attempt)
+                .values(token_hash=hash_of_token(token))
+            )
+        try:
+            await self._engine.submit(self._plan(view), Credentials(url=self._url(), token=token))
+        except PlanRefused as error:
+            cause = Cause(code=CauseCode.ENGINE_REFUSED, detail=str(error))
+            await self._close(view, Phase.FAILED, cause)
+
+    async def _record_loss(self, view: _View, cause: Cause) -> None:
+        """Put on record that the attempt is over and another may follow."""
+        job, now = view.job, self._platform.now()
+        assert view.attempt is not None  # noqa: S101 - there is one to lose
+        fruitless = _fruitless_after(job, view.attempt, cause)
+        pause_s = _pause_s(self._platform.rules, fruitless, cause)
+        waits_for = f"another attempt: {cause.detail or cause.explanation.hint}"
+        if pause_s:
+            waits_for = (
+                f"another attempt in {pause_s:g} s: {cause.detail or cause.explanation.hint}"
+            )
+        async with self._changing(view) as (transaction, row):
+            await self._end_attempt(transaction, row, now, cause)
+            facts = [Fact(kind="attempt.lost", fields={"attempt": job.attempt, "cause": cause})]
+            if row.phase != Phase.PROVISIONING:
+                facts.append(transition(Phase(row.phase), Phase.PROVISIONING, waits_for))
+            changes = {
+                "fruitless": fruitless,
+                "phase": Phase.PROVISIONING,
+                "waits_for": waits_for,
+            }
+            await record(transaction, self._platform.hub, row, now, changes, facts)
+
+    async def _finalise(self, view: _View) -> None:
+        """Verify what the attempt made, then put all of it on record with the success."""
+        assert view.observation is not None  # noqa: S101 - the engine said that it succeeded
+        try:
+            results = await verify(
+                self._platform.store, self._plan(view), view.observation.manifests
+            )
+        except Unverified as error:
+            cause = Cause(code=CauseCode.MANIFEST_INVALID, detail=str(error))
+            await self._record_loss(view, cause)
+            return
+        now = self._platform.now()
+        async with self._changing(view) as (transaction, row):
+            await self._end_attempt(transaction, row, now, None)
+            await transaction.execute(
+                insert(ARTIFACT),
+                [
+                    {
+                        "job": row.id,
+                        "name": output.name,
+                        "digest": output.object.digest,
+                        "size_bytes": output.object.size_bytes,
+                        "media_type": output.media_type,
+                        "step": output.step,
+                        "at": now,
+                    }
+                    for output in results.outputs.values()
+                ],
+            )
+            model = await self._publish(transaction, row, results, now)
+            facts = [
+                *(
+                    [Fact(kind="model.published", fields={"model": model, "name": row.name})]
+                    if model
+                    else []
+                ),
+                *_closing(row, Phase.SUCCEEDED, None),
+            ]
+            changes = {
+                "phase": Phase.SUCCEEDED,
+                "waits_for": "",
+                "model": model,
+                "ended_at": now,
+            }
+            await record(transaction, self._platform.hub, row, now, changes, facts)
+
+    async def _publish(
+        self, transaction: Transaction, row: Row[Any], results: Results, now: datetime
+    ) -> str | None:
+        """Register the model; None if the job does not ask for that."""
+        card = results.card
+        if card is None:
+            return None
+        measured = await transaction.one_or_none(
+            select(ROUND.c.metrics).where(ROUND.c.job == row.id, ROUND.c.number == card.round)
+        )
+        model = new_id("model", now)
+        await transaction.execute(
+            insert(MODEL),
+            {
+                "id": model,
+                "name": card.name,
+                "job": row.id,
+                "collaboration": row.collaboration,
+                "organisation": row.organisation,
+                "plan_digest": card.plan_digest,
+                "digest": card.digest,
+                "parameters": text_of(results.parameters),
+                "round": card.round,
+                "metrics": measured.metrics if measured else text_of(card.metrics),
+                "signature": text_of(card.signature),
+                "classes": text_of(card.classes),
+                "transcript_head": card.transcript_head,
+                "created_at": now,
+            },
+        )
+        names = {output.object.digest: output for output in results.outputs.values()}
+        await transaction.execute(
+            insert(VARIANT),
+            [
+                {
+                    "model": model,
+                    "name": name,
+                    "digest": stored.digest,
+                    "size_bytes": stored.size_bytes,
+                    "media_type": names[stored.digest].media_type,
+                }
+                for name, stored in card.variants.items()
+            ],
+        )
+        return model
+
+    async def _close(self, view: _View, phase: Phase, cause: Cause | None) -> None:
+        now = self._platform.now()
+        async with self._changing(view) as (transaction, row):
+            await self._end_attempt(transaction, row, now, cause)
+            changes = {
+                "phase": phase,
+                "waits_for": "",
+                "cause": None if cause is None else text_of(cause),
+                "ended_at": now,
+            }
+            facts = _closing(row, phase, cause)
+            await record(transaction, self._platform.hub, row, now, changes, facts)
+
+    async def _settle(self, view: _View) -> None:
+        """Clear away what a closed run no longer needs."""
+        job = view.job
+        if job.attempt:
+            await self._engine.remove(job.id, job.attempt)
+        await self._give_up_checkpoints(job.id)
+        async with self._platform.database.writing() as transaction:
+            await transaction.execute(update(JOB).where(JOB.c.id == job.id).values(settled=True))
+
+    async def _go(self, view: _View, phase: Phase, waits_for: str) -> None:
+        async with self._changing(view) as (transaction, row):
+            await record(
+                transaction,
+                self._platform.hub,
+                row,
+                self._platform.now(),
+                {"phase": phase, "waits_for": waits_for},
+                [transition(Phase(row.phase), phase, waits_for)],
+            )
+
+    async def _tell_place(self, job: str, place: int) -> None:
+        """Say how many others are before a run that has no slot."""
+        waits_for = {0: "a free slot: it is next", 1: "a free slot: 1 job is ahead"}.get(
+            place, f"a free slot: {place} jobs are ahead"
+        )
+        async with self._platform.database.writing() as transaction:
+            row = await load(transaction, job)
+            if row.waits_for != waits_for and row.phase == Phase.PENDING:
+                await record(
+                    transaction,
+                    self._platform.hub,
+                    row,
+                    self._platform.now(),
+                    {"waits_for": waits_for},
+                )
+
+    async def _inputs(self, job: Row[Any], spec: JobSpec) -> tuple[dict[str, Digest], int]:
+        """What the next attempt is laid, and the round that it goes on from (0: the start)."""
+        inputs: dict[str, Digest] = {}
+        if isinstance(spec.program, Bundle):
+            inputs["bundle.tar"] = spec.program.digest
+        if isinstance(spec.data, Partitioned) and is_digest(spec.data.dataset):
+            row = await self._platform.database.one_or_none(
+                select(DATASET.c.format).where(
+                    DATASET.c.organisation == job.organisation,
+                    DATASET.c.digest == spec.data.dataset,
+                    DATASET.c.label == spec.data.label,
+                )
+            )
+            if row is not None:
+                inputs[f"dataset.{row.format}"] = spec.data.dataset
+        if isinstance(spec.init, FromModel):
+            inputs["init.safetensors"] = spec.init.digest
+        for row in await self._platform.database.rows(_CHECKPOINTS, {"job": job.id}):
+            try:
+                await self._platform.store.stat(row.checkpoint)
+                transcripts = await self._compose_transcripts(job.id, row.number)
+            except (ObjectMissing, ObjectCorrupt) as error:
+                _log.error("checkpoint.unusable", run=job.id, round=row.number, error=str(error))
+                continue
+            resumption = {
+                "checkpoint.safetensors": row.checkpoint,
+                "transcripts.jsonl": transcripts,
+            }
+            return {**inputs, **resumption}, row.number
+        return inputs, 0
+
+    async def _compose_transcripts(self, job: str, last: int) -> Digest:
+        """Store the transcripts of all rounds up to ``last`` as one object, a line each."""
+        rows = await self._platform.database.rows(
+            select(ROUND.c.transcript)
+            .where(ROUND.c.job == job, ROUND.c.number <= last)
+            .order_by(ROUND.c.number)
+        )
+
+        async def lines() -> AsyncIterator[bytes]:
+            for row in rows:
+                async for chunk in self._platform.store.get(row.transcript):
+                    yield chunk
+                yield b"\n"
+
+        stored = await self._platform.store.put(lines())
+        async with self._platform.custody.of(stored.digest):
+            await require_stored(self._platform, stored.digest)
+            async with self._platform.database.writing() as transaction:
+                await keep(transaction, job, stored.digest)
+        return stored.digest
+
+    async def _give_up_checkpoints(self, job: str) -> None:
+        """Delete the checkpoints that later ones have replaced."""
+        rows = await self._platform.database.rows(_CHECKPOINTS, {"job": job})
+        kept = {row.checkpoint for row in rows[:CHECKPOINTS_KEPT]}
+        for row in rows[CHECKPOINTS_KEPT:]:
+            if row.checkpoint not in kept:
+                await release(self._platform, job, row.checkpoint)
+            async with self._platform.database.writing() as transaction:
+                await transaction.execute(
+                    update(ROUND)
+                    .where(ROUND.c.job == job, ROUND.c.number == row.number)
+                    .values(checkpoint=None)
+                )
+
+    def _plan(self, view: _View) -> Plan:
+        assert view.attempt is not None  # noqa: S101 - a plan is one attempt's
+        plan = compile_plan(
+            view.job.id,
+            view.attempt.number,
+            spec_of(view.job.spec),
+            self._platform.environment,
+            _INPUTS.decode(view.attempt.inputs),
+        )
+        # An attempt that outlived an update of the platform still computes what it began with.
+        return msgspec.structs.replace(plan, plan_digest=view.job.plan_digest)
+
+    @asynccontextmanager
+    async def _changing(self, view: _View) -> AsyncIterator[tuple[Transaction, Row[Any]]]:
+        """A transaction on the job as it was seen.
+
+        Raises:
+            _Changed: It is not that any more; nothing was written.
+        """
+        async with self._platform.database.writing() as transaction:
+            row = await load(transaction, view.job.id)
+            if row.version != view.job.version:
+                raise _Changed(view.job.id)
+            yield transaction, row
+
+    async def _end_attempt(
+        self, transaction: Transaction, row: Row[Any], now: datetime, cause: Cause | None
+    ) -> None:
+        """From now on nothing of the attempt is taken."""
+        await transaction.execute(
+            update(ATTEMPT)
+            .where(
+                ATTEMPT.c.job == row.id,
+                ATTEMPT.c.number == row.attempt,
+                ATTEMPT.c.ended_at.is_(None),
+            )
+            .values(ended_at=now, cause=None if cause is None else text_of(cause))
+        )
+
+
+def _takes_slot(phase: Phase) -> bool:
+    return phase is not Phase.PENDING and not phase.is_final
+
+
+def _is_due(view: _View, rules: Rules, now: datetime) -> bool:
+    if view.attempt is None or view.attempt.ended_at is None:
+        return True
+    cause = cause_of(view.attempt.cause)
+    pause = timedelta(seconds=_pause_s(rules, view.job.fruitless, cause))
+    return bool(now >= view.attempt.ended_at + pause)
+
+
+def _pause_s(rules: Rules, fruitless: int, cause: Cause | None) -> float:
+    """Between a lost attempt and the next: none after one that got on, longest for a full disk."""
+    if cause is not None and cause.code is CauseCode.DISK_FULL:
+        return rules.retry_longest_s
+    if fruitless == 0:
+        return 0.0
+    return min(rules.retry_first_s * 2.0 ** (fruitless - 1), rules.retry_longest_s)
+
+
+def _fruitless_after(job: Row[Any], attempt: Row[Any], cause: Cause) -> int:
+    """Attempts lost in a row without a new round; a full disk is waited for, and not counted."""
+    if job.round > attempt.first_round:
+        return 0
+    return int(job.fruitless) + (cause.code is not CauseCode.DISK_FULL)
+
+
+def _cause_of_loss(observation: Observation | None) -> Cause:
+    if observation is None:
+        detail = "the engine knows nothing of it any more"
+    elif observation.cause is not None:
+        return observation.cause
+    elif observation.activity is Activity.CANCELLED:
+        detail = "it was stopped from outside"
+    else:
+        detail = "its processes ended without a word"
+    return Cause(code=CauseCode.ATTEMPT_LOST, detail=detail)
+
+
+def _failure(observation: Observation | None) -> Cause:
+    if observation is None or observation.cause is None:
+        return Cause(code=CauseCode.PLATFORM_BUG, detail="the engine gave no cause")
+    return observation.cause
+
+
+def _exhaustion(view: _View) -> Cause:
+    last = None if view.attempt is None else cause_of(view.attempt.cause)
+    detail = f"{view.job.fruitless} attempts in a row got no further"
+    if last is None:
+        return Cause(code=CauseCode.ATTEMPTS_EXHAUSTED, detail=detail)
+    why = f"{last.code}: {last.detail}" if last.detail else str(last.code)
+    return Cause(
+        code=CauseCode.ATTEMPTS_EXHAUSTED,
+        detail=f"{detail}; the last one: {why}",
+        evidence=last.evidence,
+    )
+
+
+def _closing(row: Row[Any], phase: Phase, cause: Cause | None) -> list[Fact]:
+    fields: Mapping[str, Any] = {"phase": phase, "cause": cause}
+    return [
+        transition(Phase(row.phase), phase, ""),
+        Fact(kind="run.closed", fields=fields),
+    ]
