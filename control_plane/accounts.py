@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
@@ -32,10 +33,13 @@ FIRST_ROLES: Final = (Role.ADMIN, Role.DEVELOPER, Role.OPERATOR)
 _ROLES: Final = msgspec.json.Decoder(tuple[Role, ...])
 
 
-async def bootstrap(platform: Platform) -> str | None:
+async def bootstrap(
+    platform: Platform, announce: Callable[[str], None] = lambda _: None
+) -> str | None:
     """At the first start, make the first organisation, its admin and a token, which is returned.
 
-    Ever after: None. A start that was cut short before it could show the token leaves nothing.
+    Ever after: None. ``announce`` is told the token before it counts, so that no start, however
+    it is cut short, leaves a platform that nobody has a token for.
     """
     now = platform.now()
     async with platform.database.writing() as transaction:
@@ -45,6 +49,7 @@ async def bootstrap(platform: Platform) -> str | None:
         user = await _enlist(transaction, FIRST_USER, organisation.id, FIRST_ROLES, platform)
         token, row = _mint("first", user.id, platform)
         await transaction.execute(insert(TOKEN), {**row, "created_at": now, "expires_at": None})
+        announce(token)
     return token
 
 

@@ -142,17 +142,17 @@ class Reconciler:
         """Move every run on as far as it goes now; False if there was none."""
         rows = await self._platform.database.rows(_UNSETTLED)
         taken = sum(1 for row in rows if _takes_slot(Phase(row.phase)))
-        queued: list[str] = []
+        num_queued = 0
         async with asyncio.TaskGroup() as tasks:
             for row in rows:
-                is_pending = row.phase == Phase.PENDING and row.desired == Desired.RUN
-                if is_pending and taken >= self._platform.rules.max_running:
-                    queued.append(row.id)
-                    continue
-                taken += is_pending
-                tasks.create_task(self._guarded(row.id, self._move_on(row.id)))
-        for place, job in enumerate(queued):
-            await self._guarded(job, self._tell_place(job, place))
+                place = None
+                if row.phase == Phase.PENDING and row.desired == Desired.RUN:
+                    if taken < self._platform.rules.max_running:
+                        taken += 1
+                    else:
+                        place, num_queued = num_queued, num_queued + 1
+                if place is None or row.waits_for != waiting_at(place):
+                    tasks.create_task(self._guarded(row.id, self._move_on(row.id, place)))
         return bool(rows)
 
     async def _guarded(self, job: str, work: Any) -> None:  # noqa: ANN401 - a coroutine
@@ -177,11 +177,15 @@ class Reconciler:
             log = _log.exception if is_bug else _log.warning
             log("run.stalled", run=job, error=trouble)
 
-    async def _move_on(self, job: str) -> None:
+    async def _move_on(self, job: str, place: int | None) -> None:
+        """Move one run on; ``place`` is the one it has among those that wait for a slot."""
         for _ in range(MAX_ACTS):
             view = await self._view(job)
-            action = decide(self._standing(view))
-            await self._act(action, view)
+            action = decide(self._standing(view, has_slot=place is None))
+            if action is Action.WAIT and place is not None:
+                await self._tell_place(view, place)
+            else:
+                await self._act(action, view)
             if action in (Action.WAIT, Action.STOP, Action.SETTLE):
                 return
         self._platform.bell.ring()
@@ -201,13 +205,13 @@ class Reconciler:
         was_heard = observation is None and bool(await database.rows(_HEARD, name))
         return _View(job, attempt, observation, sight(observation, was_heard=was_heard))
 
-    def _standing(self, view: _View) -> Standing:
+    def _standing(self, view: _View, *, has_slot: bool) -> Standing:
         rules = self._platform.rules
         return Standing(
             phase=Phase(view.job.phase),
             desired=Desired(view.job.desired),
             sighting=view.sighting,
-            has_slot=True,  # who has none is not looked at
+            has_slot=has_slot,
             is_due=_is_due(view, rules, self._platform.now()),
             has_attempts=view.job.fruitless < rules.max_attempts,
         )
@@ -238,7 +242,16 @@ class Reconciler:
                 await self._settle(view)
 
     async def _admit(self, view: _View) -> None:
-        await self._go(view, Phase.ADMITTED, "the attempt to start")
+        phase, waits_for = Phase.ADMITTED, "the attempt to start"
+        async with self._changing(view) as (transaction, row):
+            await record(
+                transaction,
+                self._platform.hub,
+                row,
+                self._platform.now(),
+                {"phase": phase, "waits_for": waits_for},
+                [transition(Phase(row.phase), phase, waits_for)],
+            )
 
     async def _begin(self, view: _View) -> None:
         """Put a new attempt on record; it is handed to the engine afterwards."""
@@ -285,6 +298,10 @@ class Reconciler:
     async def _submit(self, view: _View) -> None:
         """Hand the attempt to the engine, with a token that is on record before it is out."""
         job, token = view.job, new_token()
+        if plan_digest(spec_of(job.spec), self._platform.environment) != job.plan_digest:
+            detail = "the platform was updated before it started"
+            await self._record_loss(view, Cause(code=CauseCode.ATTEMPT_LOST, detail=detail))
+            return
         async with self._changing(view) as (transaction, _):
             await transaction.execute(
                 update(ATTEMPT)
@@ -303,11 +320,8 @@ class Reconciler:
         assert view.attempt is not None  # noqa: S101 - there is one to lose
         fruitless = _fruitless_after(job, view.attempt, cause)
         pause_s = _pause_s(self._platform.rules, fruitless, cause)
-        waits_for = f"another attempt: {cause.detail or cause.explanation.hint}"
-        if pause_s:
-            waits_for = (
-                f"another attempt in {pause_s:g} s: {cause.detail or cause.explanation.hint}"
-            )
+        soon = f"another attempt in {pause_s:g} s" if pause_s else "another attempt"
+        waits_for = f"{soon}: {cause.detail or cause.explanation.hint}"
         async with self._changing(view) as (transaction, row):
             await self._end_attempt(transaction, row, now, cause)
             facts = [Fact(kind="attempt.lost", fields={"attempt": job.attempt, "cause": cause})]
@@ -434,32 +448,10 @@ class Reconciler:
         async with self._platform.database.writing() as transaction:
             await transaction.execute(update(JOB).where(JOB.c.id == job.id).values(settled=True))
 
-    async def _go(self, view: _View, phase: Phase, waits_for: str) -> None:
+    async def _tell_place(self, view: _View, place: int) -> None:
+        changes = {"waits_for": waiting_at(place)}
         async with self._changing(view) as (transaction, row):
-            await record(
-                transaction,
-                self._platform.hub,
-                row,
-                self._platform.now(),
-                {"phase": phase, "waits_for": waits_for},
-                [transition(Phase(row.phase), phase, waits_for)],
-            )
-
-    async def _tell_place(self, job: str, place: int) -> None:
-        """Say how many others are before a run that has no slot."""
-        waits_for = {0: "a free slot: it is next", 1: "a free slot: 1 job is ahead"}.get(
-            place, f"a free slot: {place} jobs are ahead"
-        )
-        async with self._platform.database.writing() as transaction:
-            row = await load(transaction, job)
-            if row.waits_for != waits_for and row.phase == Phase.PENDING:
-                await record(
-                    transaction,
-                    self._platform.hub,
-                    row,
-                    self._platform.now(),
-                    {"waits_for": waits_for},
-                )
+            await record(transaction, self._platform.hub, row, self._platform.now(), changes)
 
     async def _inputs(self, job: Row[Any], spec: JobSpec) -> tuple[dict[str, Digest], int]:
         """What the next attempt is laid, and the round that it goes on from (0: the start)."""
@@ -565,6 +557,13 @@ class Reconciler:
             )
             .values(ended_at=now, cause=None if cause is None else text_of(cause))
         )
+
+
+def waiting_at(place: int) -> str:
+    """What a run waits for that has no slot, and ``place`` others before it."""
+    if place == 0:
+        return "a free slot: it is next"
+    return f"a free slot: {place} {'job is' if place == 1 else 'jobs are'} ahead"
 
 
 def _takes_slot(phase: Phase) -> bool:
