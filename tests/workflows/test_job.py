@@ -301,6 +301,15 @@ REFUSED: dict[str, tuple[dict[str, Any], type[JobError], tuple[str, ...], str]] 
         ("evaluate.minimum_count", "data.holdout"),
         "minimum_count to 36",
     ),
+    "more examples behind a metric than the largest site can hold out": (
+        {
+            "data": {"partitioner": {"kind": "dirichlet", "minimum": 100}},
+            "evaluate": {"minimum_count": 180},
+        },
+        Inconsistent,
+        ("evaluate.minimum_count", "data.holdout"),
+        "minimum_count to 179",
+    ),
     "more examples behind a metric than the central part has": (
         {"evaluate": {"where": "central", "minimum_count": 181}, "data": {"central": 0.1}},
         Inconsistent,
@@ -435,11 +444,13 @@ def test_a_mechanism_twice_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("output_mb", "fits"), [(8, True), (7, False)], ids=["just enough", "a byte too few"]
+    ("output_mb", "columns", "fits"),
+    [(8, 2, True), (7, 2, False), (8, 3, False)],
+    ids=["just enough", "too few", "far too few"],
 )
-def test_a_model_must_fit_into_its_limit(output_mb: int, fits: bool) -> None:
+def test_a_model_must_fit_into_its_limit(output_mb: int, columns: int, fits: bool) -> None:
     large = tuple(
-        msgspec.structs.replace(layer, shape=(2**20, 2))
+        msgspec.structs.replace(layer, shape=(2**20 - 1, columns))
         for layer in CAPABILITIES.programs["digits-cnn"].parameters[:1]
     )
     programs = {
@@ -451,7 +462,7 @@ def test_a_model_must_fit_into_its_limit(output_mb: int, fits: bool) -> None:
     if fits:
         assert spec.check(capabilities) is spec
     else:
-        with pytest.raises(Inconsistent, match=r"raise limits\.output_mb to 8"):
+        with pytest.raises(Inconsistent, match=rf"raise limits\.output_mb to {4 * columns}"):
             spec.check(capabilities)
 
 

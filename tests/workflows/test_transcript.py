@@ -177,6 +177,41 @@ def test_a_transcript_that_is_missing_or_out_of_place_is_noticed(
     assert refusal.value.round == round
 
 
+def forged_at(number: int, **fields: Any) -> list[RoundTranscript]:
+    """The run with another round ``number``, and all digests after it made anew."""
+    before: RoundTranscript | None = None
+    transcripts = []
+    for transcript in CHAIN:
+        changes: dict[str, Any] = {"previous": digest_value(before) if before else None}
+        if transcript.round == number:
+            changes |= fields
+        before = msgspec.structs.replace(transcript, **changes)
+        transcripts.append(before)
+    return transcripts
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"round": 3}, "round is 3, not 2"),
+        ({"plan": OTHER}, "plan is"),
+        ({"job": "job-2"}, "job is job-2, not job-1"),
+        ({"keys": "own"}, "keys is own, not simulated"),
+        ({"previous_model": OTHER}, "previous_model is"),
+        ({"previous": OTHER}, "previous is"),
+        ({"commitments": CHAIN[2].commitments[:2]}, "the signature of site-0001 does not hold"),
+    ],
+    ids=lambda part: str(part)[:20],
+)
+def test_a_forger_who_makes_the_digests_anew_is_noticed_too(
+    fields: dict[str, Any], problem: str
+) -> None:
+    verify_chain(forged_at(2), plan=PLAN, head=HEAD)
+
+    with pytest.raises(TranscriptInvalid, match=f"round 2: {problem}"):
+        verify_chain(forged_at(2, **fields), plan=PLAN)
+
+
 def test_a_chain_of_another_plan_is_refused() -> None:
     with pytest.raises(TranscriptInvalid, match="round 1: plan is"):
         verify_chain(CHAIN, plan=OTHER)
