@@ -12,6 +12,7 @@ import importlib.util
 import inspect
 import random
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -50,11 +51,13 @@ class Program:
         folder: Where its files are.
         manifest: What it declares.
         module: Its ``program.py``.
+        import_s: Seconds that importing it took.
     """
 
     folder: Path
     manifest: ProgramManifest
     module: ModuleType
+    import_s: float
 
     def function(self, name: str) -> Callable[..., Any] | None:
         """Its function ``name``; None if it has none."""
@@ -139,6 +142,7 @@ def import_program(folder: Path) -> Program:
     Raises:
         ProgramError: It cannot be imported.
     """
+    start = time.perf_counter()
     folder = folder.resolve()
     try:
         manifest = read_manifest(folder)
@@ -166,7 +170,7 @@ def import_program(folder: Path) -> Program:
                 CauseCode.PROGRAM_IMPORT_FAILED,
                 evidence_of(error, folder),
             ) from error
-    return Program(folder, manifest, module)
+    return Program(folder, manifest, module, time.perf_counter() - start)
 
 
 def _forget_previous() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import rankdata
 
 from workflows.trainers.border import require_number
 
@@ -44,7 +43,9 @@ def auroc(outputs: np.ndarray, y: np.ndarray) -> float | None:
     negatives = len(y) - positives
     if not positives or not negatives:
         return None
-    rank_sum = float(rankdata(score)[y == 1].sum())
+    _, place, counts = np.unique(score, return_inverse=True, return_counts=True)
+    ranks = np.cumsum(counts) - (counts - 1) / 2  # ties share the mean of their ranks
+    rank_sum = float(ranks[place][y == 1].sum())
     return (rank_sum - positives * (positives + 1) / 2) / (positives * negatives)
 
 

@@ -65,7 +65,7 @@ class SklearnTrainer:
         arguments = arguments_of_build(program, config, shape)
         with developer_code("build()", program.folder):
             self._pristine = program.require("build")(**arguments)
-        self._import_s = time.perf_counter() - start
+        self._import_s = program.import_s + time.perf_counter() - start
         _require_supported(self._pristine, shape.classes)
         num_outputs = shape.classes if shape.classes > 2 else 1
         num_features = int(np.prod(shape.features))

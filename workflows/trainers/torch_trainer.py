@@ -34,6 +34,7 @@ from workflows.trainers.border import (
     require_number,
     seed_everything,
 )
+from workflows.trainers.descent import Descent, descent_of
 from workflows.trainers.scores import scores_of
 from workflows.trainers.trainer import Measured, Trained
 
@@ -106,7 +107,7 @@ class TorchTrainer:
         self, program: Program, config: Mapping[str, Any], seed: int, shape: Shape
     ) -> None:
         torch.set_num_threads(1)
-        torch.use_deterministic_algorithms(True)
+        torch.set_deterministic_debug_mode("error")  # and not the call that imports the compiler
         self._program = program
         self._seed = seed
         self._shape = shape
@@ -114,7 +115,7 @@ class TorchTrainer:
         arguments = arguments_of_build(program, config, shape)
         self._build: Callable[[], torch.nn.Module] = lambda: self._built(arguments)
         self._pristine = self._build()
-        self._import_s = time.perf_counter() - start
+        self._import_s = program.import_s + time.perf_counter() - start
         self._fresh = self._copied if _can_be_copied(self._pristine) else self._build
         self._initial = _federated(self._pristine)
         if not self._initial:
@@ -250,18 +251,14 @@ class TorchTrainer:
             raise refusal("loss() does not depend on the model's parameters: nothing can be learnt")
         return loss
 
-    def _optimizer(self, model: torch.nn.Module, local: Local) -> torch.optim.Optimizer:
+    def _optimizer(self, model: torch.nn.Module, local: Local) -> Descent:
         if self._program.function("optimizer"):
             optimizer = self._program.call("optimizer", model, local)
             if not isinstance(optimizer, torch.optim.Optimizer):
                 raise refusal(f"optimizer() returned {type(optimizer).__name__}, no optimizer")
             return optimizer
         weights = [weight for weight in model.parameters() if weight.requires_grad]
-        match local.optimizer:
-            case Sgd(lr=lr, momentum=momentum, weight_decay=decay):
-                return torch.optim.SGD(weights, lr=lr, momentum=momentum, weight_decay=decay)
-            case Adam(lr=lr, weight_decay=decay):
-                return torch.optim.AdamW(weights, lr=lr, weight_decay=decay)
+        return descent_of(local.optimizer, weights)
 
     def _measure(
         self, model: torch.nn.Module, batch: Batch, declared: Sequence[str]
