@@ -33,6 +33,7 @@ CHUNK_BYTES: Final = 1 << 16
 MAX_NAME_BYTES: Final = 240
 TAR_HEADER_BYTES: Final = 4_096  # of one member at most, padding included
 ZIP_DIRECTORY_BYTES: Final = MAX_FILES * 512
+TEMPLATE: Final = Path(__file__).parent / "program_template"
 LEFT_OUT: Final = frozenset({"__pycache__", "__MACOSX"})
 
 UNREADABLE: Final = (  # what the archive modules raise on bytes that are no archive
@@ -123,6 +124,19 @@ def read_manifest(folder: Path) -> ProgramManifest:
         raise ManifestInvalid(f"program.toml: {error}; save it as UTF-8") from error
     except msgspec.DecodeError as error:  # of the form or of a field
         raise ManifestInvalid(f"program.toml: {error}") from error
+
+
+def write_template(folder: Path) -> None:
+    """Write a small program that works to ``folder``, for a developer to start from.
+
+    Raises:
+        FileExistsError: There is something in ``folder`` already; nothing was written.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is not empty; name a new folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("program.py", "program.toml"):
+        shutil.copyfile(TEMPLATE / name, folder / name)
 
 
 def pack(folder: Path, archive: Path) -> None:
