@@ -79,10 +79,11 @@ def _explain(message: str, document: object, type_: type[Any]) -> Undecodable:
         return Undecodable(
             f"no such value '{value['value']}'", (at,), _suggest(value["value"], allowed)
         )
+    problem, _, mend = problem.replace("`", "").partition("; ")  # our own checks name a mend
     return Undecodable(
-        problem[:1].lower() + problem[1:].replace("`", ""),
+        problem[:1].lower() + problem[1:],
         (at,) if at else (),
-        "See the field in /schema." if at else "See the request's schema in /schema.",
+        mend[:1].upper() + mend[1:] or "See the request's schema in /schema.",
     )
 
 

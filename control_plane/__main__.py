@@ -1,0 +1,197 @@
+"""``python -m control_plane``: one server on one folder.
+
+Exit codes: 0 stopped by SIGTERM or SIGINT; 1 could not start; 2 a setting is wrong; 3 another
+server uses the folder; 4 the address is taken. Standard output tells where it listens and, at the
+first start of all, the administrator's token; the log is JSON on standard error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator, MutableMapping
+from typing import Any, Final
+
+import structlog
+import uvicorn
+from pydantic import ValidationError
+
+from control_plane.api.tracing import trace_id
+from control_plane.app import ENDPOINT_FILE, Application, create_app, local_engine
+from control_plane.data_folder import FolderInUse, claimed, write_private
+from control_plane.settings import Settings
+
+EXIT_STARTUP: Final = 1
+EXIT_SETTINGS: Final = 2
+EXIT_FOLDER: Final = 3
+EXIT_ADDRESS: Final = 4
+BACKLOG: Final = 2048
+
+
+class _Server(uvicorn.Server):
+    """Ends event streams before it waits for requests, and exits with 0 when asked to stop."""
+
+    def __init__(self, config: uvicorn.Config, app: Application, url: str) -> None:
+        super().__init__(config)
+        self._app = app
+        self._url = url
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            gc.freeze()
+            _say(f"Foedus listens at {self._url}")
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._app.state["service"].platform.hub.close()
+        await super().shutdown(sockets)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._stop)
+        yield
+
+    def _stop(self) -> None:
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+
+def main() -> int:
+    """Serve until asked to stop."""
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        for problem in error.errors():
+            name = "_".join(map(str, problem["loc"])).upper()
+            _complain(f"FOEDUS_{name}: {problem['msg']}")
+        return EXIT_SETTINGS
+    try:
+        with claimed(settings.data):
+            return _serve(settings)
+    except FolderInUse as error:
+        _complain(str(error))
+        return EXIT_FOLDER
+    except OSError as error:
+        _complain(f"FOEDUS_DATA: {settings.data} cannot be used: {error.strerror}")
+        return EXIT_STARTUP
+
+
+def _serve(settings: Settings) -> int:
+    _configure_log(settings.log_level)
+    try:
+        listening = _listen(settings.host, settings.port)
+    except OSError as error:
+        _complain(f"{settings.host}:{settings.port} cannot be listened on: {error.strerror}")
+        return EXIT_ADDRESS
+    with listening:
+        url = f"http://{settings.reachable_host}:{listening.getsockname()[1]}"
+        app = create_app(
+            settings,
+            engine=local_engine(settings, os.environ),
+            url=lambda: url,
+            announce_token=lambda token: _announce(settings, token),
+        )
+        config = uvicorn.Config(
+            app,
+            loop="uvloop",
+            http="httptools",
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=max(1, round(settings.shutdown_s)),
+        )
+        write_private(settings.data / ENDPOINT_FILE, url.encode())
+        server = _Server(config, app, url)
+        server.run(sockets=[listening])
+    return 0 if server.started else EXIT_STARTUP
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listening = socket.socket(family, kind, protocol)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen(BACKLOG)
+    except OSError:
+        listening.close()
+        raise
+    return listening
+
+
+def _announce(settings: Settings, token: str) -> None:
+    """Hand the administrator's token over: to its file, else to the terminal."""
+    if settings.first_token_file:
+        try:
+            write_private(settings.first_token_file, token.encode())
+        except OSError as error:
+            _complain(f"FOEDUS_FIRST_TOKEN_FILE cannot be written: {error.strerror}")
+        else:
+            return
+    _say(f"Administrator's token, shown this once: {token}")
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def _complain(line: str) -> None:
+    sys.stderr.write(f"foedus: {line}\n")
+
+
+def _configure_log(level: str) -> None:
+    """JSON lines on standard error, from us and from the libraries alike."""
+    shared: list[structlog.types.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        _add_trace,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+    ]
+    threshold = logging.getLevelNamesMapping()[level.upper()]
+    structlog.configure(
+        processors=[*shared, structlog.processors.JSONRenderer()],
+        wrapper_class=structlog.make_filtering_bound_logger(threshold),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.JSONRenderer(),
+            ],
+            foreign_pre_chain=shared,
+        )
+    )
+    logging.basicConfig(level=max(threshold, logging.WARNING), handlers=[handler], force=True)
+
+
+def _add_trace(
+    _logger: Any,  # noqa: ANN401 - structlog's signature
+    _method: str,
+    event: MutableMapping[str, Any],
+) -> MutableMapping[str, Any]:
+    if trace := trace_id.get():
+        event["trace_id"] = trace
+    return event
+
+
+if __name__ == "__main__":
+    sys.exit(main())

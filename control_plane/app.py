@@ -1,0 +1,159 @@
+"""The composition root: which adapter stands behind which port, and what HTTP is made of."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+from litestar import Litestar
+from litestar.datastructures import State
+
+from control_plane.accounts import bootstrap
+from control_plane.api import (
+    accounts,
+    capabilities,
+    collaborations,
+    datasets,
+    documentation,
+    health,
+    ingest,
+    jobs,
+    models,
+    problems,
+    programs,
+)
+from control_plane.api.authentication import authenticated
+from control_plane.api.bodies import StrictJson
+from control_plane.api.cursors import Cursors
+from control_plane.api.metrics import Metrics
+from control_plane.api.requests import Call
+from control_plane.api.service import Service
+from control_plane.api.tracing import read_trace, trace_id
+from control_plane.data_folder import server_key
+from control_plane.platform import Rules, open_platform
+from control_plane.reconciler import Reconciler
+from control_plane.settings import Settings
+from sharing.directory_store import DirectoryStore
+from workflows.engine import WorkflowEngine
+from workflows.local_engine import LocalEngine
+
+ENDPOINT_FILE: Final = "endpoint"
+HANDLERS: Final = (
+    *jobs.HANDLERS,
+    *programs.HANDLERS,
+    *datasets.HANDLERS,
+    *models.HANDLERS,
+    *collaborations.HANDLERS,
+    *accounts.HANDLERS,
+    *capabilities.HANDLERS,
+    *ingest.HANDLERS,
+    *health.HANDLERS,
+    *documentation.HANDLERS,
+)
+
+
+class Application(Litestar):
+    """The web application, with what must happen on every request, routed or not."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 - ASGI
+        """Give the request its trace, and count its answer."""
+        if scope["type"] != "http":
+            await super().__call__(scope, receive, send)
+            return
+        trace_id.set(trace := read_trace(scope["headers"]))
+        headers = ((b"x-request-id", trace.encode()), (b"x-content-type-options", b"nosniff"))
+        metrics: Metrics = self.state["metrics"]
+        began = time.perf_counter()
+
+        async def answer(message: Any) -> None:  # noqa: ANN401 - ASGI
+            if message["type"] == "http.response.start":
+                message["headers"] = (*message["headers"], *headers)
+                seconds = time.perf_counter() - began
+                route = scope.get("path_template")
+                metrics.answered(scope["method"], route, message["status"], seconds)
+            await send(message)
+
+        await super().__call__(scope, receive, answer)
+
+
+def create_app(
+    settings: Settings,
+    *,
+    engine: WorkflowEngine,
+    url: Callable[[], str],
+    announce_token: Callable[[str], None],
+) -> Application:
+    """The control plane as a web application; its life begins and ends with the server's.
+
+    Args:
+        settings: How it is set up. The data folder is there, and ours alone.
+        engine: Runs what is admitted.
+        url: Where steps on this machine reach it; asked when an attempt starts.
+        announce_token: Takes the administrator's token, at the first start of all.
+    """
+
+    @asynccontextmanager
+    async def life(app: Litestar) -> AsyncIterator[None]:
+        store = DirectoryStore(settings.data / "objects")
+        async with open_platform(
+            folder=settings.data, store=store, rules=_rules(settings)
+        ) as platform:
+            if token := await bootstrap(platform):
+                announce_token(token)
+            reconciler = Reconciler(platform, engine, url)
+            app.state["service"] = Service(
+                settings=settings,
+                platform=platform,
+                reconciler=reconciler,
+                cursors=Cursors(server_key(settings.data)),
+                metrics=app.state["metrics"],
+            )
+            async with asyncio.TaskGroup() as tasks:
+                loop = tasks.create_task(reconciler.run(), name="reconciler")
+                try:
+                    yield
+                finally:
+                    platform.hub.close()
+                    loop.cancel()
+
+    return Application(
+        route_handlers=HANDLERS,
+        lifespan=[life],
+        middleware=[authenticated],
+        exception_handlers={Exception: problems.answer},
+        request_class=Call,
+        dto=StrictJson,
+        return_dto=None,
+        type_encoders={},
+        request_max_body_size=None,
+        openapi_config=documentation.configuration(),
+        state=State({"metrics": Metrics()}),
+        logging_config=None,
+        debug=False,
+    )
+
+
+def local_engine(settings: Settings, environ: Mapping[str, str]) -> LocalEngine:
+    """The engine that needs nothing but this machine: attempts as child processes.
+
+    Args:
+        settings: Say where the data folder is.
+        environ: Of this process; almost nothing of it reaches an attempt.
+    """
+    endpoint_file = settings.data / ENDPOINT_FILE
+    return LocalEngine(settings.data / "runs", endpoint_file=endpoint_file, environ=environ)
+
+
+def _rules(settings: Settings) -> Rules:
+    return Rules(
+        max_running=settings.max_running,
+        max_attempts=settings.max_attempts,
+        interval_s=settings.reconcile_s,
+        max_bundle_bytes=settings.program_mb << 20,
+        max_dataset_bytes=settings.dataset_mb << 20,
+        max_object_bytes=settings.object_mb << 20,
+        probe_timeout_s=settings.probe_s,
+    )
