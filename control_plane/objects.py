@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import delete, literal, select, union_all
+from sqlalchemy import delete, exists, or_, select
 
 from control_plane.platform import Platform
 from control_plane.records.database import Transaction
@@ -50,10 +50,8 @@ async def keep(transaction: Transaction, job: str, digest: Digest) -> bool:
 async def _is_needed_beside(platform: Platform, job: str, digest: Digest) -> bool:
     """True if anything but ``job`` refers to the object."""
     uses = [
-        select(literal(1)).where(JOB_OBJECT.c.digest == digest, JOB_OBJECT.c.job != job).limit(1),
-        *(
-            select(literal(1)).where(table.c.digest == digest)
-            for table in (VARIANT, MODEL, PROGRAM, DATASET)
-        ),
+        exists().where(JOB_OBJECT.c.digest == digest, JOB_OBJECT.c.job != job),
+        *(exists().where(table.c.digest == digest) for table in (VARIANT, MODEL, PROGRAM, DATASET)),
     ]
-    return bool(await platform.database.rows(union_all(*(use.limit(1) for use in uses))))
+    row = await platform.database.one_or_none(select(or_(*uses).label("is_needed")))
+    return row is None or bool(row.is_needed)
