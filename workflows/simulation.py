@@ -150,7 +150,8 @@ def starting_point(
     if isinstance(folder.plan.spec.init, FromModel):
         params = _given(_require_input(folder, "init.safetensors"), simulation.facts)
     else:
-        params = simulation.pool.call(Initial()).result().arrays
+        built = simulation.pool.call(Initial()).result().arrays
+        params = {name: built[name] for name in sorted(built)}  # as a checkpoint has them
     return Checkpoint(folder.plan.spec.strategy.init(params)), []
 
 

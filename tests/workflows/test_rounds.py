@@ -1,0 +1,412 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sharing.object_store import digest_of
+from strategies import Parameters
+from tests.runtimes.run_folders import finished, inputs_after, job, lay, outputs, told
+from workflows.causes import Cause, CauseCode
+from workflows.checkpoint import Checkpoint, model_bytes, read_checkpoint, read_model
+from workflows.events import RoundFinished, SiteDropped
+from workflows.job import JobSpec
+from workflows.rounds import (
+    Federation,
+    Question,
+    SiteMeasures,
+    SiteUpdate,
+    draw_cohort,
+    run_rounds,
+    weighted_mean,
+)
+from workflows.run_folder import StepError, StepFolder
+from workflows.seeds import derive
+from workflows.tasks import SiteFailure
+from workflows.transcript import RoundTranscript, commit, simulated_salt, verify_chain
+
+SITES = tuple(f"site-{k:04d}" for k in range(1, 6))
+START: Parameters = {"b": np.array(1.0), "w": np.zeros((2, 3), np.float32)}
+
+
+def delta_of(site: str, round_: int, params: Parameters) -> dict[str, np.ndarray]:
+    """What a site answers: it depends on the model, the site and the round alone."""
+    rng = np.random.default_rng(derive(1, site, round_))
+    return {
+        name: (rng.normal(size=x.shape) - 0.1 * x).astype(x.dtype) for name, x in params.items()
+    }
+
+
+Reply = Callable[[str, int, Parameters], SiteUpdate | SiteFailure]
+
+
+def honest(site: str, round_: int, params: Parameters) -> SiteUpdate | SiteFailure:
+    weight = SITES.index(site) + 1
+    return SiteUpdate(site, delta_of(site, round_, params), weight, 0.1 * weight, 56)
+
+
+@dataclass
+class LocalSites:
+    """Sites in this process."""
+
+    reply: Reply = honest
+    values: Callable[[str | None, int], Mapping[str, float]] = lambda site, round_: {
+        "accuracy": 1 / round_
+    }
+    asked: list[Question] = field(default_factory=list)
+    is_reversed: bool = False
+
+    def ask(self, question: Question) -> Iterator[SiteUpdate | SiteFailure]:
+        self.asked.append(question)
+        sites = reversed(question.sites) if self.is_reversed else question.sites
+        for site in sites:
+            yield self.reply(site, question.round, question.params)
+
+    def measure(
+        self, round: int, params: Parameters, sites: Sequence[str | None]
+    ) -> Iterator[SiteMeasures | SiteFailure]:
+        for site in sites:
+            values = self.values(site, round)
+            if "fails" in values:
+                yield SiteFailure(Cause(code=CauseCode.PROGRAM_RAISED, site=site))
+            else:
+                yield SiteMeasures(site, values, 10)
+
+
+def federate(
+    root: Path,
+    spec: JobSpec,
+    exchange: LocalSites | None = None,
+    inputs: Mapping[str, bytes] | None = None,
+) -> Path:
+    folder = StepFolder(lay(root, spec, inputs), "federate", clock=lambda: 0.0)
+    federation = Federation(SITES, exchange or LocalSites(), clock=lambda: 0.0)
+    start, transcripts = Checkpoint(spec.strategy.init(START)), []
+    if inputs:
+        start = read_checkpoint(inputs["checkpoint.safetensors"])
+        lines = inputs["transcripts.jsonl"].splitlines()
+        transcripts = [msgspec.json.decode(line, type=RoundTranscript) for line in lines]
+    run_rounds(folder, federation, start, transcripts)
+    return root
+
+
+def transcripts_of(root: Path) -> list[RoundTranscript]:
+    lines = outputs(root)["transcripts.jsonl"].splitlines()
+    return [msgspec.json.decode(line, type=RoundTranscript) for line in lines]
+
+
+def failure_of(root: Path, spec: JobSpec, exchange: LocalSites) -> Cause:
+    with pytest.raises(StepError) as caught:
+        federate(root, spec, exchange)
+    return caught.value.cause
+
+
+def test_a_round_is_the_weighted_mean_of_its_updates(tmp_path: Path) -> None:
+    root = federate(tmp_path / "run", job(strategy={"kind": "fedavg"}, rounds=1))
+
+    deltas = [delta_of(site, 1, START) for site in SITES]
+    for name, x in read_model(outputs(root)["model.safetensors"]).items():
+        mean = sum((k + 1) * delta[name] for k, delta in enumerate(deltas)) / 15
+        np.testing.assert_allclose(x, START[name] + mean, atol=1e-6)
+        assert x.dtype == START[name].dtype
+    (event,) = finished(root)
+    assert event.loss == pytest.approx(sum(0.1 * k * k for k in range(1, 6)) / 15)
+    assert (event.sites, event.dropped, event.bytes_up, event.bytes_down) == (5, 0, 280, 160)
+
+
+@pytest.mark.parametrize("kind", ["fedavg", "fedadam", "fedyogi", "coordinate-median"])
+@pytest.mark.parametrize("select", ["last", "best"])
+def test_a_run_cut_after_any_round_ends_as_the_undisturbed_one(
+    tmp_path: Path, kind: str, select: str
+) -> None:
+    spec = job(
+        strategy={"kind": kind},
+        rounds=6,
+        cohort={"size": 4, "minimum": 3},
+        evaluate={"select": select, "every": 2},
+    )
+    exchange = LocalSites(values=lambda site, round_: {"accuracy": 0.9 if round_ == 2 else 0.1})
+    whole = federate(tmp_path / "whole", spec, exchange)
+
+    for on_record in range(1, 7):
+        inputs = inputs_after(whole, on_record)
+        resumed = federate(tmp_path / f"{on_record}", spec, exchange, inputs)
+
+        assert outputs(resumed) == outputs(whole)
+        assert [e.model for e in finished(resumed)] == [e.model for e in finished(whole)][
+            on_record:
+        ]
+
+    chosen = finished(whole)[1 if select == "best" else -1]
+    assert digest_of(outputs(whole)["model.safetensors"]) == chosen.model
+
+
+def test_the_order_of_answers_does_not_show(tmp_path: Path) -> None:
+    spec = job(rounds=3)
+
+    one = federate(tmp_path / "one", spec)
+    other = federate(tmp_path / "other", spec, LocalSites(is_reversed=True))
+
+    assert outputs(one) == outputs(other)
+    assert told(one) == told(other)
+
+
+def test_transcripts_bind_sites_to_the_updates_in_the_sum(tmp_path: Path) -> None:
+    root = federate(tmp_path / "run", job(rounds=2))
+    plan = StepFolder(root, "federate").plan
+
+    first, second = transcripts = transcripts_of(root)
+
+    head = verify_chain(transcripts, plan=plan.plan_digest)
+    assert head == finished(root)[-1].transcript
+    assert first.previous_model == digest_of(model_bytes(START))
+    assert second.previous == finished(root)[0].transcript
+    for commitment in first.commitments:
+        salt = simulated_salt("job-1", plan.plan_digest, commitment.site, 1)
+        assert commitment.update == commit(salt, delta_of(commitment.site, 1, START))
+    assert [c.num_examples for c in first.commitments] == [1, 2, 3, 4, 5]
+
+
+def bad(kind: str) -> Reply:
+    """Sites of which the second answers badly."""
+
+    def reply(site: str, round_: int, params: Parameters) -> SiteUpdate | SiteFailure:
+        good = honest(site, round_, params)
+        if site != SITES[1] or isinstance(good, SiteFailure):
+            return good
+        delta = dict(good.delta)
+        match kind:
+            case "nan":
+                delta["w"] = np.full((2, 3), np.nan, np.float32)
+            case "large":
+                delta["w"] = np.full((2, 3), 1e6, np.float32)
+            case "shape":
+                delta["w"] = np.zeros((3, 2), np.float32)
+            case "layer":
+                delta["extra"] = delta.pop("b")
+            case "none":
+                return SiteFailure(Cause(code=CauseCode.PROGRAM_HUNG, site=site))
+        weight = 0 if kind == "weight" else good.num_examples
+        return SiteUpdate(site, delta, weight, good.loss, 56)
+
+    return reply
+
+
+BAD = [
+    ("nan", CauseCode.UPDATE_NOT_FINITE),
+    ("large", CauseCode.UPDATE_OUT_OF_RING),
+    ("weight", CauseCode.UPDATE_OUT_OF_RING),
+    ("shape", CauseCode.UPDATE_INCOMPATIBLE),
+    ("layer", CauseCode.UPDATE_INCOMPATIBLE),
+    ("none", CauseCode.PROGRAM_HUNG),
+]
+
+
+@pytest.mark.parametrize(("kind", "code"), BAD)
+def test_a_bad_answer_is_dropped_and_the_round_is_as_if_it_had_not_come(
+    tmp_path: Path, kind: str, code: CauseCode
+) -> None:
+    spec = job(rounds=1)
+
+    def absent(site: str, round_: int, params: Parameters) -> SiteUpdate | SiteFailure:
+        return bad("none")(site, round_, params)
+
+    root = federate(tmp_path / "run", spec, LocalSites(bad(kind)))
+    without = federate(tmp_path / "without", spec, LocalSites(absent))
+
+    (transcript,) = transcripts_of(root)
+    assert [(d.site, d.cause) for d in transcript.dropped] == [(SITES[1], code)]
+    assert transcript.cohort == SITES
+    assert transcript.sum == transcripts_of(without)[0].sum
+    assert outputs(root)["model.safetensors"] == outputs(without)["model.safetensors"]
+    (event,) = (e for e in told(root) if isinstance(e, SiteDropped))
+    assert (event.site, event.cause.code, event.cause.round) == (SITES[1], code, 1)
+    assert finished(root)[0].dropped == 1
+
+
+@pytest.mark.parametrize(("kind", "code"), BAD)
+def test_a_job_that_wants_every_site_fails_with_the_sites_cause(
+    tmp_path: Path, kind: str, code: CauseCode
+) -> None:
+    spec = job(cohort={"on_site_failure": "fail"})
+
+    cause = failure_of(tmp_path / "run", spec, LocalSites(bad(kind)))
+
+    assert (cause.code, cause.site, cause.round) == (code, SITES[1], 1)
+
+
+def test_too_few_answers_fail_the_run_and_say_how_many(tmp_path: Path) -> None:
+    cause = failure_of(tmp_path / "run", job(cohort={"minimum": 5}), LocalSites(bad("nan")))
+
+    assert cause.code is CauseCode.COHORT_TOO_SMALL
+    assert cause.detail == "4 of 5 sites gave an update, 5 are needed"
+    assert "site-0002: update-not-finite" in cause.evidence
+
+
+def test_where_all_sites_fail_alike_the_run_fails_with_that(tmp_path: Path) -> None:
+    def raising(site: str, round_: int, params: Parameters) -> SiteFailure:
+        detail = "ValueError: no"
+        return SiteFailure(Cause(code=CauseCode.PROGRAM_RAISED, detail=detail, site=site))
+
+    cause = failure_of(tmp_path / "run", job(), LocalSites(raising))
+
+    assert cause.code is CauseCode.PROGRAM_RAISED
+    assert "every site" in cause.detail
+    assert "ValueError: no" in cause.detail
+
+
+def test_a_model_that_overflows_fails_the_run(tmp_path: Path) -> None:
+    spec = job(strategy={"kind": "fedavg", "eta": 1e38})
+
+    def large(site: str, round_: int, params: Parameters) -> SiteUpdate:
+        return SiteUpdate(site, {n: np.full_like(x, 60) for n, x in params.items()}, 1, None, 0)
+
+    with np.errstate(over="ignore"):
+        cause = failure_of(tmp_path / "run", spec, LocalSites(large))
+
+    assert cause.code is CauseCode.UPDATE_NOT_FINITE
+    assert "learning rate" in cause.detail
+
+
+def test_rounds_before_a_failure_are_on_record(tmp_path: Path) -> None:
+    def later(site: str, round_: int, params: Parameters) -> SiteUpdate | SiteFailure:
+        return honest(site, round_, params) if round_ < 3 else bad("none")(SITES[1], 3, params)
+
+    failure_of(tmp_path / "run", job(cohort={"on_site_failure": "fail"}), LocalSites(later))
+
+    assert [event.round for event in finished(tmp_path / "run")] == [1, 2]
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_metrics_are_weighted_means_in_the_rounds_they_are_due(tmp_path: Path) -> None:
+    spec = job(rounds=5, evaluate={"every": 2, "metrics": ["accuracy", "auroc"]})
+    values = LocalSites(
+        values=lambda site, round_: (
+            {"accuracy": 0.5, "auroc": 1.0} if site == SITES[0] else {"accuracy": 0.25}
+        )
+    )
+
+    root = federate(tmp_path / "run", spec, values)
+
+    due = {"accuracy": pytest.approx(0.3), "auroc": 1.0}
+    assert [event.metrics for event in finished(root)] == [{}, due, {}, due, due]
+
+
+def test_few_examples_release_no_metric(tmp_path: Path) -> None:
+    root = federate(tmp_path / "run", job(rounds=1, evaluate={"minimum_count": 11}))
+
+    assert finished(root)[0].metrics == {}
+
+
+@pytest.mark.parametrize("where", ["sites", "central"])
+def test_a_run_that_nobody_can_measure_fails(tmp_path: Path, where: str) -> None:
+    exchange = LocalSites(values=lambda site, round_: {"fails": 1.0})
+
+    cause = failure_of(tmp_path / "run", job(evaluate={"where": where}), exchange)
+
+    assert (cause.code, cause.round) == (CauseCode.PROGRAM_RAISED, 1)
+
+
+def test_one_site_that_cannot_measure_is_left_out_and_told_of(tmp_path: Path) -> None:
+    exchange = LocalSites(
+        values=lambda site, round_: {"fails": 1.0} if site == SITES[2] else {"accuracy": 0.5}
+    )
+
+    root = federate(tmp_path / "run", job(rounds=1), exchange)
+
+    assert finished(root)[0].metrics == {"accuracy": 0.5}
+    assert [e.site for e in told(root) if isinstance(e, SiteDropped)] == [SITES[2]]
+    assert transcripts_of(root)[0].dropped == ()
+
+
+@pytest.mark.parametrize(
+    ("metric", "best"), [("accuracy", 3), ("mse", 1)], ids=["more is better", "less is better"]
+)
+def test_the_first_of_the_best_rounds_is_the_result(tmp_path: Path, metric: str, best: int) -> None:
+    course = {1: 0.1, 2: 0.5, 3: 0.7, 4: 0.7, 5: 0.1}
+    exchange = LocalSites(values=lambda site, round_: {metric: course[round_]})
+    spec = job(rounds=5, evaluate={"metrics": [metric], "select": "best"})
+
+    root = federate(tmp_path / "run", spec, exchange)
+
+    assert digest_of(outputs(root)["model.safetensors"]) == finished(root)[best - 1].model
+
+
+def test_the_strategys_client_half_and_the_deadline_reach_the_sites(tmp_path: Path) -> None:
+    exchange = LocalSites()
+    strategy = {"kind": "fedprox", "mu": 0.25}
+
+    federate(
+        tmp_path / "run", job(strategy=strategy, rounds=2, cohort={"deadline_s": 12.5}), exchange
+    )
+
+    assert [(q.half.proximal_mu, q.deadline_s) for q in exchange.asked] == [(0.25, 12.5)] * 2
+
+
+@given(seed=st.integers(0, 2**53 - 1), size=st.integers(1, 8), round_=st.integers(1, 100))
+def test_a_cohort_is_drawn_without_replacement_and_again_the_same(
+    seed: int, size: int, round_: int
+) -> None:
+    spec = job(init={"kind": "seed", "seed": seed}, cohort={"size": size})
+
+    cohort = draw_cohort(SITES, spec, round_)
+
+    assert len(cohort) == min(size, len(SITES)) == len(set(cohort))
+    assert set(cohort) <= set(SITES)
+    assert list(cohort) == sorted(cohort)
+    assert cohort == draw_cohort(SITES, spec, round_)
+
+
+def test_cohorts_are_uniform() -> None:
+    spec = job(cohort={"size": 2})
+
+    drawn = [site for round_ in range(1, 2001) for site in draw_cohort(SITES, spec, round_)]
+
+    expected, deviation = 800, math.sqrt(2000 * 0.4 * 0.6)
+    assert all(abs(drawn.count(site) - expected) < 5 * deviation for site in SITES)
+
+
+@given(
+    st.dictionaries(
+        st.text(max_size=3),
+        st.tuples(st.floats(-1e9, 1e9), st.integers(1, 1000)),
+        min_size=1,
+        max_size=8,
+    ),
+    st.randoms(),
+)
+def test_a_weighted_mean_is_the_same_in_any_order(
+    parts: dict[str, tuple[float, int]], random: Any
+) -> None:
+    shuffled = list(parts.items())
+    random.shuffle(shuffled)
+
+    mean = weighted_mean(dict(shuffled))
+
+    assert mean == weighted_mean(parts)
+    values = [value for value, _ in parts.values()]
+    assert mean is not None
+    assert min(values) - 1e-6 <= mean <= max(values) + 1e-6
+
+
+def test_a_mean_of_nothing_or_of_no_number_is_none() -> None:
+    assert weighted_mean({}) is None
+    assert weighted_mean({"a": (math.nan, 1)}) is None
+
+
+def test_events_name_objects_that_are_there(tmp_path: Path) -> None:
+    root = federate(tmp_path / "run", job(rounds=2))
+
+    for event in told(root):
+        if isinstance(event, RoundFinished):
+            for digest in (event.checkpoint, event.transcript):
+                content = (root / "objects" / digest.removeprefix("sha256:")).read_bytes()
+                assert digest_of(content) == digest
