@@ -229,7 +229,7 @@ def _csv_pieces(path: Path, label: str) -> Iterator[Piece]:
             ) from error
         if "Empty CSV file" in str(error):
             return
-        raise Unreadable(f"the .csv file cannot be read: {error}") from error
+        raise Unreadable(f"the .csv file cannot be read: {error}; save it anew") from error
 
 
 def _csv_header(path: Path) -> list[str]:
@@ -237,7 +237,9 @@ def _csv_header(path: Path) -> list[str]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             return [name.strip() for name in next(csv.reader([file.readline(BLOCK_BYTES)]), [])]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise Unreadable(f"the file is no .csv, .parquet or .npz file: {error}") from error
+        raise Unreadable(
+            f"the file is neither .npz nor .parquet nor .csv in UTF-8: {error}; save it anew"
+        ) from error
 
 
 def _numbers(column: Any, name: str, before: int) -> np.ndarray:  # noqa: ANN401 - pyarrow
