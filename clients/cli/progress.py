@@ -88,9 +88,8 @@ def line_of(progress: Progress, event: Event) -> str:
         event: What happened.
     """
     match event.kind:
-        case "run.transitioned":
-            waits_for = f", waits for {progress.waits_for}" if progress.waits_for else ""
-            return f"{progress.phase}{waits_for}"
+        case "run.transitioned" if progress.waits_for:
+            return f"{progress.phase}, waits for {progress.waits_for}"
         case "waiting":
             return f"waits for {progress.waits_for}"
         case "round.finished":
