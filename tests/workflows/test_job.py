@@ -21,7 +21,7 @@ from tests.workflows.jobs import (
     job,
 )
 from workflows.canonical import canonical_bytes
-from workflows.capabilities import Capabilities
+from workflows.capabilities import Capabilities, Parameter
 from workflows.data.partitioners import Iid
 from workflows.job import Inconsistent, JobError, JobSpec, Unsupported
 
@@ -444,25 +444,23 @@ def test_a_mechanism_twice_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("output_mb", "columns", "fits"),
-    [(8, 2, True), (7, 2, False), (8, 3, False)],
+    ("output_mb", "shape", "needed_mb"),
+    [(8, (2**20, 2), 8), (7, (2**20 - 1, 2), 8), (8, (2**20 - 1, 3), 12)],
     ids=["just enough", "too few", "far too few"],
 )
-def test_a_model_must_fit_into_its_limit(output_mb: int, columns: int, fits: bool) -> None:
-    large = tuple(
-        msgspec.structs.replace(layer, shape=(2**20 - 1, columns))
-        for layer in CAPABILITIES.programs["digits-cnn"].parameters[:1]
-    )
-    programs = {
-        "digits-cnn": msgspec.structs.replace(CAPABILITIES.programs["digits-cnn"], parameters=large)
-    }
+def test_a_model_must_fit_into_its_limit(
+    output_mb: int, shape: tuple[int, int], needed_mb: int
+) -> None:
+    large = (Parameter(name="w", shape=shape, dtype="float32"),)
+    facts = msgspec.structs.replace(CAPABILITIES.programs["digits-cnn"], parameters=large)
+    programs = {"digits-cnn": facts}
     capabilities = msgspec.structs.replace(CAPABILITIES, programs=programs)
     spec = job(limits={"output_mb": output_mb})
 
-    if fits:
+    if needed_mb <= output_mb:
         assert spec.check(capabilities) is spec
     else:
-        with pytest.raises(Inconsistent, match=rf"raise limits\.output_mb to {4 * columns}"):
+        with pytest.raises(Inconsistent, match=rf"raise limits\.output_mb to {needed_mb}"):
             spec.check(capabilities)
 
 
