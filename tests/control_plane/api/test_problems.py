@@ -93,11 +93,12 @@ def classes() -> dict[str, tuple[str, set[str]]]:
 
 def errors() -> list[type[Exception]]:
     """Errors that can come to the border of HTTP. Only modules that define one are imported."""
+    found = classes()
     known = {
         n for n, v in vars(builtins).items() if isinstance(v, type) and issubclass(v, Exception)
     }
     while True:
-        names = {name for name, (_, bases) in classes().items() if bases & known}
+        names = {name for name, (_, bases) in found.items() if bases & known}
         simple = {name.rpartition(".")[2] for name in names}
         if simple <= known:
             break
