@@ -46,7 +46,7 @@ SUCCESSORS: Final[Mapping[Phase, frozenset[Phase]]] = {
     P.FAILED: frozenset(),
     P.CANCELLED: frozenset(),
 }
-"""A lost attempt leads back to Provisioning; a phase may be skipped when it was too short to see."""
+"""A lost attempt leads back to Provisioning; a phase too short to be seen may be skipped."""
 
 
 class IllegalTransition(Exception):
