@@ -245,6 +245,10 @@ def _wipe(folder: Path) -> None:
     """Delete a folder, even one in which a program took its own rights away."""
     if not folder.exists():
         return
-    for path, _, _ in os.walk(folder):
-        Path(path).chmod(stat.S_IRWXU)
+    closed = [folder]
+    while closed:
+        opened = closed.pop()
+        opened.chmod(stat.S_IRWXU)
+        with os.scandir(opened) as entries:
+            closed += [Path(one) for one in entries if one.is_dir(follow_symlinks=False)]
     shutil.rmtree(folder)

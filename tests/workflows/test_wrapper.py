@@ -431,34 +431,51 @@ async def test_no_process_of_the_same_user_reads_the_wrappers_memory(
     assert groups == [0, group]
 
 
-async def test_another_engine_runs_one_step_alone(
-    tmp_path: Path, plane: ControlPlaneDouble, run: Path
-) -> None:
-    run.mkdir(parents=True)
-    (run / "job.json").write_bytes(
-        msgspec.json.encode(plan_of(step_of("federate", "event"), step_of("publish", "event")))
-    )
+def start_wrapper(run: Path, plane: ControlPlaneDouble, *arguments: str) -> int:
+    """Exit code of a wrapper that some other engine starts."""
     credentials = run / "credentials"
     credentials.write_bytes(msgspec.json.encode(Credentials(url=plane.url, token=TOKEN)))
+    with (run / "lock").open("wb") as lock, credentials.open("rb") as source:
+        return subprocess.run(
+            [
+                *(sys.executable, "-m", "workflows.wrapper", run, *arguments),
+                *("--endpoint-file", run / "endpoint", "--grace-s", "1"),
+                *("--lock-fd", str(lock.fileno()), "--token-fd", str(source.fileno())),
+            ],
+            pass_fds=(lock.fileno(), source.fileno()),
+            cwd=Path(__file__).parents[2],
+            stderr=subprocess.DEVNULL,
+            check=False,
+        ).returncode
 
-    def start(step: str) -> int:
-        with (run / "lock").open("wb") as lock, credentials.open("rb") as source:
-            return subprocess.run(
-                [
-                    *(sys.executable, "-m", "workflows.wrapper", run, "--step", step),
-                    *("--endpoint-file", tmp_path / "endpoint", "--grace-s", "1"),
-                    *("--lock-fd", str(lock.fileno()), "--token-fd", str(source.fileno())),
-                ],
-                pass_fds=(lock.fileno(), source.fileno()),
-                cwd=Path(__file__).parents[2],
-                stderr=subprocess.DEVNULL,
-                check=False,
-            ).returncode
 
-    assert await anyio.to_thread.run_sync(start, "publish") == 0
-    assert await anyio.to_thread.run_sync(start, "translate") == 2
+async def test_another_engine_runs_one_step_alone(plane: ControlPlaneDouble, run: Path) -> None:
+    plan = plan_of(step_of("federate", "event"), step_of("publish", "event"))
+    run.mkdir(parents=True)
+    (run / "job.json").write_bytes(msgspec.json.encode(plan))
+
+    codes = [
+        await anyio.to_thread.run_sync(start_wrapper, run, plane, "--step", step)
+        for step in ("publish", "translate")
+    ]
+
+    assert codes == [0, 2]
     assert plane.kinds("publish") == ["step.started", "step.succeeded"]
     assert "federate" not in plane.events
+
+
+async def test_a_wrapper_that_was_cancelled_before_it_began_does_not_begin(
+    engine: LocalEngine, plane: ControlPlaneDouble, run: Path
+) -> None:
+    run.mkdir(parents=True)
+    (run / "job.json").write_bytes(msgspec.json.encode(plan_of(step_of("federate", "event"))))
+    (run / "cancel.json").write_bytes(b"1.0")
+
+    code = await anyio.to_thread.run_sync(start_wrapper, run, plane)
+
+    assert code == 0
+    assert await engine.observe("job-1", 1) == Observation(activity=Activity.CANCELLED)
+    assert not plane.events
 
 
 async def test_a_full_disk_is_told_of_and_can_be_tried_again(
@@ -502,3 +519,25 @@ async def test_an_input_that_does_not_fit_on_the_disk_can_be_tried_again(
     assert observation.activity is Activity.FAILED
     assert observation.cause is not None
     assert observation.cause.code is CauseCode.DISK_FULL
+
+
+@pytest.mark.parametrize("orders", [["flood=4"], ["flood=4", "wait"]], ids=["to the end", "early"])
+async def test_a_log_that_does_not_fit_on_the_disk_is_a_full_disk(
+    tmp_path: Path, plane: ControlPlaneDouble, orders: list[str]
+) -> None:
+    disk = tmp_path / "small"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], check=True)
+    try:
+        with engine_at(disk, tmp_path / "endpoint") as engine:
+            observation = await result_of(
+                engine, plane, plan_of(step_of("federate", "event", *orders), log_mb=8)
+            )
+    finally:
+        subprocess.run(["umount", "--lazy", disk], check=True)
+
+    assert observation.activity is Activity.FAILED
+    assert observation.cause is not None
+    assert observation.cause.code is CauseCode.DISK_FULL
+    assert plane.kinds("federate") == ["step.started"]
+    assert plane.logs["federate"].startswith(b"spam and eggs!!\n")
