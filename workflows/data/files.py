@@ -7,6 +7,10 @@ row (from 1, without the header) and the column. Nothing is unpickled.
 from __future__ import annotations
 
 import csv
+import errno
+import lzma
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -27,6 +31,18 @@ from workflows.data.labels import LabelColumn, Labels
 MAX_TABLE_BYTES: Final = 16 << 30
 BLOCK_BYTES: Final = 4 << 20
 NAMES_SHOWN: Final = 12
+DAMAGED: Final = (  # what zipfile and numpy raise on bytes that are no archive of arrays
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    tokenize.TokenError,
+    EOFError,
+    OverflowError,
+    RuntimeError,
+    SyntaxError,
+    ValueError,
+)
 Piece: TypeAlias = tuple[np.ndarray, np.ndarray]
 """Some rows: features as float32, labels as they are in the file."""
 
@@ -137,8 +153,12 @@ def _npz_pieces(path: Path, label: str) -> Iterator[Piece]:
                 raise LabelMissing(f"the file has no array `{label}`; it has {_listed(arrays)}")
             with archive.open("x.npy") as x_file, archive.open(f"{label}.npy") as y_file:
                 yield from _aligned(x_file, y_file, label)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError) as error:
+    except DAMAGED as error:
         raise Unreadable(f"the .npz file is damaged: {error}; save it anew") from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # which a seek to a forged offset gives
+            raise
+        raise Unreadable("the .npz file is damaged: an offset is wrong; save it anew") from error
 
 
 def _aligned(x_file: IO[bytes], y_file: IO[bytes], label: str) -> Iterator[Piece]:
@@ -292,7 +312,7 @@ def _parquet_pieces(path: Path, label: str) -> Iterator[Piece]:
                         x[:, k] = column.to_numpy(zero_copy_only=False)
                 num_rows += batch.num_rows
                 yield x, labels
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, ValueError, OSError) as error:
         if isinstance(error, OSError) and error.errno:
             raise
         raise Unreadable(f"the .parquet file is damaged: {error}; save it anew") from error

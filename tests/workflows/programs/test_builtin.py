@@ -6,9 +6,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from strategies import ModelUpdate, Ring
+from strategies import ClientHalf, ModelUpdate, Ring
+from workflows.data.partitioners import Iid
 from workflows.data.preparation import open_prepared, prepare
-from workflows.job import Partitioned
+from workflows.job import Local, Partitioned, Sgd
 from workflows.job_document import read_job
 from workflows.program import pack, unpack
 from workflows.programs import BUILTIN, builtin_folder
@@ -67,3 +68,21 @@ def test_the_digits_example_learns_in_a_bare_loop(tmp_path: Path) -> None:
     assert measured.num_examples == round(0.2 * 1797)
     assert measured.values["accuracy"] > 0.8
     assert all(array.dtype == np.float32 for array in state.params.values())
+
+
+def test_the_example_of_an_own_program_learns(tmp_path: Path) -> None:
+    data = Partitioned(dataset="breast-cancer", sites=1, holdout=0.3, partitioner=Iid())
+    prepare(data, tmp_path, tmp_path / "data")
+    found = open_prepared(tmp_path / "data")
+    folder = DIGITS.parent / "own-program" / "program"
+    trainer = load_trainer(folder, {"width": 16}, 7, found.features, found.num_classes)
+    (site,) = found.sites
+    local = Local(epochs=10, batch_size=16, optimizer=Sgd(lr=0.05, momentum=0.9))
+
+    trained = trainer.train(trainer.initial(), found.training(site), local, ClientHalf(), 1)
+
+    params = {name: a + trained.delta[name] for name, a in trainer.initial().items()}
+    measured = trainer.evaluate(params, found.held_out(site), ["accuracy", "auroc", "brier"])
+    assert measured.values["accuracy"] > 0.93
+    assert measured.values["auroc"] > 0.97
+    assert measured.values["brier"] < 0.12
