@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from itertools import islice
 from pathlib import Path
 from typing import Annotated
@@ -57,3 +58,40 @@ def pull(
         say_json({"model": model_id, "variant": variant, "path": str(path)})
     else:
         say(f"{path} ({size(path.stat().st_size)})")
+
+
+@app.command()
+def predict(
+    model: Annotated[str, typer.Argument(metavar="ID|FILE", help="A model, or an .onnx file.")],
+    examples: Annotated[Path, typer.Argument(metavar="INPUT", help=".npz or .csv of examples.")],
+    as_json: AsJson = False,
+) -> None:
+    """Let a model answer: the class of each example on its line, or its values."""
+    from clients.predict import predict as answer
+    from clients.predict import read_examples
+
+    inputs = read_examples(examples)
+    classes: tuple[str, ...] = ()
+    path = Path(model)
+    if not path.is_file():
+        path, classes = _fetched(model)
+    found = answer(path, inputs)
+    labels = None if found.labels is None else [_name(classes, int(k)) for k in found.labels]
+    if as_json:
+        say_json({"labels": labels, "scores": found.scores.tolist()})
+        return
+    for row, scores in enumerate(found.scores):
+        say(" ".join(f"{score:g}" for score in scores.flat) if labels is None else labels[row])
+
+
+def _fetched(model_id: str) -> tuple[Path, tuple[str, ...]]:
+    """The model's ONNX file in the user's cache, and what its classes are called."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    with connect() as foedus:
+        model = foedus.models.get(model_id)
+        target = cache / "foedus" / f"{model.id}.onnx"
+        return foedus.models.pull(model.id, path=target), model.classes
+
+
+def _name(classes: tuple[str, ...], index: int) -> str:
+    return classes[index] if index < len(classes) else str(index)
