@@ -163,8 +163,6 @@ class Wrapper:
                     tasks.start_soon(feed.forward, ended)
                 code = await self._run_process(step, log)
                 log.close()
-                if log.error is not None:
-                    raise log.error
                 made = await self._conclude(step, code, log)
                 ended.set()
         if isinstance(made, Cause):
