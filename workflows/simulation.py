@@ -134,28 +134,31 @@ def lay_program(folder: StepFolder) -> tuple[Path, ProgramManifest]:
             raise StepError(cause)
 
 
-def starting_point(
-    folder: StepFolder, simulation: Simulation
-) -> tuple[Checkpoint, list[RoundTranscript]]:
-    """Where to go on: after the last round on record, else from the job's initial model.
+def beginning(folder: StepFolder, simulation: Simulation) -> Checkpoint:
+    """State before the first round: the program's own model, or the one that the job names.
 
     Raises:
-        StepError: What is on record does not fit together, or the model is not the program's.
+        StepError: The model is not one of the program.
         SiteFailure: The program did not build its model.
     """
-    recorded = folder.input("checkpoint.safetensors")
-    if recorded:
-        return _recorded(folder, recorded)
     params: Parameters
     if isinstance(folder.plan.spec.init, FromModel):
         params = _given(_require_input(folder, "init.safetensors"), simulation.facts)
     else:
         built = simulation.pool.call(Initial()).result().arrays
         params = {name: built[name] for name in sorted(built)}  # as a checkpoint has them
-    return Checkpoint(folder.plan.spec.strategy.init(params)), []
+    return Checkpoint(folder.plan.spec.strategy.init(params))
 
 
-def _recorded(folder: StepFolder, path: Path) -> tuple[Checkpoint, list[RoundTranscript]]:
+def record(folder: StepFolder) -> tuple[Checkpoint | None, list[RoundTranscript]]:
+    """State after the last round on record, and the transcripts so far; None before the first.
+
+    Raises:
+        StepError: What is on record does not fit together.
+    """
+    path = folder.input("checkpoint.safetensors")
+    if path is None:
+        return None, []
     lines = _require_input(folder, "transcripts.jsonl").read_bytes().splitlines()
     try:
         checkpoint = read_checkpoint(path.read_bytes())

@@ -41,14 +41,32 @@ def job(**changes: Any) -> JobSpec:
     return msgspec.convert(JOB | changes, JobSpec)
 
 
-def own_program(folder: Path, code: str, manifest: str = 'framework = "torch"') -> Path:
-    """A bundle of the given code."""
-    source = folder / "program"
-    source.mkdir()
+LINEAR = """
+from sklearn.linear_model import SGDClassifier
+
+def build():
+    return SGDClassifier(loss="log_loss", eta0=0.05)
+"""
+
+
+def bundle(folder: Path, code: str, manifest: str = 'framework = "torch"') -> dict[str, bytes]:
+    """Inputs with a bundle of the given code."""
+    source = folder / "source"
+    source.mkdir(parents=True)
     (source / "program.py").write_text(code)
     (source / "program.toml").write_text(f'name = "own"\n{manifest}\n')
     pack(source, folder / "bundle.tar")
-    return folder / "bundle.tar"
+    return {"bundle.tar": (folder / "bundle.tar").read_bytes()}
+
+
+def linear(folder: Path) -> dict[str, bytes]:
+    """Inputs with a program that loads quickly: no torch."""
+    return bundle(folder, LINEAR, 'framework = "sklearn"')
+
+
+def own(inputs: Mapping[str, bytes]) -> dict[str, Any]:
+    """A job's ``program``, from its inputs."""
+    return {"kind": "bundle", "digest": digest_of(inputs["bundle.tar"])}
 
 
 def lay(root: Path, spec: JobSpec, inputs: Mapping[str, bytes] | None = None) -> Path:
@@ -80,7 +98,8 @@ def run(root: Path, kind: str = "native") -> int:
 
 
 def told(root: Path) -> list[AnyStepEvent]:
-    lines = (root / "federate.events.jsonl").read_bytes().splitlines()
+    path = root / "federate.events.jsonl"
+    lines = path.read_bytes().splitlines() if path.exists() else []
     return [msgspec.json.decode(line, type=AnyStepEvent) for line in lines]
 
 
@@ -99,12 +118,17 @@ def outputs(root: Path) -> dict[str, bytes]:
     return {name: (root / name).read_bytes() for name in names}
 
 
-def inputs_after(root: Path, round_: int) -> dict[str, bytes]:
-    """What a new attempt is given when ``round_`` rounds of the one in ``root`` are on record."""
+def inputs_after(
+    root: Path, round_: int, before: Mapping[str, bytes] | None = None
+) -> dict[str, bytes]:
+    """What a new attempt is given when ``round_`` rounds of the one in ``root`` are on record.
+
+    ``before`` is what that one was given itself.
+    """
     files = RunDirectory(root)
     events = finished(root)[:round_]
     lines = [files.object(event.transcript).read_bytes() + b"\n" for event in events]
     return {
         "checkpoint.safetensors": files.object(events[-1].checkpoint).read_bytes(),
-        "transcripts.jsonl": b"".join(lines),
+        "transcripts.jsonl": b"".join([(before or {}).get("transcripts.jsonl", b""), *lines]),
     }

@@ -58,7 +58,7 @@ from workflows.job import JobSpec, Local
 from workflows.rounds import Federation, Question, SiteMeasures, SiteUpdate, run_rounds
 from workflows.run_folder import StepFolder, run_step
 from workflows.seeds import derive
-from workflows.simulation import simulate, starting_point
+from workflows.simulation import beginning, record, simulate
 from workflows.tasks import Answer, AnyTask, SiteFailure
 from workflows.workbench import Workbench
 from workflows.worker import serve
@@ -228,9 +228,10 @@ def client_app(bench: Workbench) -> ClientApp:
 def federate(folder: StepFolder) -> None:
     """The step."""
     identify()
+    recorded, transcripts = record(folder)
     entry = ("workflows.runtimes.flower", "--worker")
     with simulate(folder, entry=entry, answers=ANSWERS) as simulation:
-        start, transcripts = starting_point(folder, simulation)
+        start = recorded or beginning(folder, simulation)
 
         def run(exchange: GridExchange) -> None:
             federation = Federation(simulation.sites, exchange, simulation.manifest.metrics)

@@ -30,7 +30,7 @@ from workflows.job import JobSpec
 from workflows.rounds import Federation, Question, SiteMeasures, SiteUpdate, run_rounds
 from workflows.run_folder import StepFolder, run_step
 from workflows.seeds import derive
-from workflows.simulation import simulate, starting_point
+from workflows.simulation import beginning, record, simulate
 from workflows.tasks import Measure, SiteFailure, Train
 from workflows.workers import WorkerPool
 
@@ -92,8 +92,9 @@ def _at_site(failure: SiteFailure, site: str | None) -> SiteFailure:
 
 def federate(folder: StepFolder) -> None:
     """The step."""
+    recorded, transcripts = record(folder)
     with simulate(folder) as simulation:
-        start, transcripts = starting_point(folder, simulation)
+        start = recorded or beginning(folder, simulation)
         exchange = DirectExchange(simulation.pool, folder.plan.spec)
         federation = Federation(simulation.sites, exchange, simulation.manifest.metrics)
         run_rounds(folder, federation, start, transcripts)
