@@ -1,7 +1,7 @@
 """Trying a program on two toy sites before anything is submitted, and saying what is wrong.
 
-The program runs where it will run later: unpacked from its archive, in a confined worker process,
-through the same tasks. ``probe`` is the first part alone: what an upload must pass.
+The program runs as it will run later: unpacked from its archive, in a confined worker process,
+through the same tasks. (What an upload must pass is less: ``workflows.steps.probe``.)
 """
 
 from __future__ import annotations
@@ -72,31 +72,6 @@ class _Stop(Exception):
     def __init__(self, finding: Finding) -> None:
         super().__init__(finding.found)
         self.finding = finding
-
-
-def probe(
-    folder: Path,
-    scratch: Path,
-    config: Mapping[str, Any] | None = None,
-    limits: Limits = Limits(),  # noqa: B008 - a frozen value
-) -> ProgramFacts:
-    """Import the program in a worker and build its model once.
-
-    Args:
-        folder: An unpacked bundle.
-        scratch: Where the worker may write.
-        config: Handed to ``build``.
-        limits: What the program may take.
-
-    Raises:
-        SiteFailure: It cannot be imported or built, or takes too long or too much.
-    """
-    folder = folder.resolve()
-    with _pool(folder, scratch, limits) as pool:
-        task = Open(program=str(folder), config=config or {}, seed=TOY_SEED)
-        answer = pool.call(task).result().answer
-    facts: ProgramFacts = answer.facts
-    return facts
 
 
 def check_program(

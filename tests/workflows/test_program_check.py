@@ -4,11 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from workflows.causes import CauseCode
 from workflows.job import Limits
 from workflows.program import write_template
-from workflows.program_check import Finding, check_program, probe
-from workflows.tasks import SiteFailure
+from workflows.program_check import Finding, check_program
 
 LINEAR = """
 import torch
@@ -148,14 +146,3 @@ def test_a_penalty_that_is_declared_but_not_added_is_found_out(tmp_path: Path) -
 
     assert finding.about == "hooks"
     assert "penalty(model)" in finding.mend
-
-
-def test_a_probe_tells_the_facts_or_the_cause(tmp_path: Path) -> None:
-    facts = probe(write(tmp_path / "p", SKLEARN, framework="sklearn"), tmp_path / "good")
-    with pytest.raises(SiteFailure) as caught:
-        probe(write(tmp_path / "q", "raise ValueError('early')"), tmp_path / "bad")
-
-    assert (facts.framework, facts.features, facts.own_train) == ("sklearn", (3,), True)
-    assert facts.import_s > 0
-    assert caught.value.cause.code is CauseCode.PROGRAM_RAISED
-    assert caught.value.cause.detail == "importing program.py raised ValueError: early"

@@ -44,8 +44,7 @@ def test_a_builtin_program_is_an_ordinary_bundle(tmp_path: Path, name: str) -> N
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"program.py", "program.toml"}
 
 
-def test_the_digits_example_learns_in_a_bare_loop(tmp_path: Path) -> None:
-    """Five of its twelve rounds; the accuracy of all twelve is in the benchmarks."""
+def test_the_digits_example_reaches_95_percent_in_a_bare_loop(tmp_path: Path) -> None:
     spec = read_job(DIGITS.read_text())
     assert isinstance(spec.data, Partitioned)
     assert (spec.data.sites, spec.runtime.kind, spec.rounds) == (10, "flower", 12)
@@ -54,7 +53,7 @@ def test_the_digits_example_learns_in_a_bare_loop(tmp_path: Path) -> None:
     trainer = load_trainer(builtin_folder("digits-cnn"), {}, 7, data.features, data.num_classes)
     state, ring = spec.strategy.init(trainer.initial()), Ring()
 
-    for number in range(1, 6):
+    for number in range(1, spec.rounds + 1):
         partial = spec.strategy.zero(state)
         for site in data.sites:
             seed = derive(7, "train", number, site)
@@ -66,7 +65,7 @@ def test_the_digits_example_learns_in_a_bare_loop(tmp_path: Path) -> None:
 
     measured = trainer.evaluate(state.params, data.central(), spec.evaluate.metrics)
     assert measured.num_examples == round(0.2 * 1797)
-    assert measured.values["accuracy"] > 0.8
+    assert measured.values["accuracy"] >= 0.95
     assert all(array.dtype == np.float32 for array in state.params.values())
 
 
