@@ -78,7 +78,7 @@ class Trainer(Protocol):
         ...
 
     def evaluate(self, params: Parameters, examples: Examples, metrics: Sequence[str]) -> Measured:
-        """Measure ``params``.
+        """Measure ``params``; a metric that is not defined on these examples is left out.
 
         Raises:
             ProgramError: The program raised, or does not know a metric.
