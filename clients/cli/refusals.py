@@ -71,8 +71,9 @@ def _code_of(status: int) -> int:
 def _problem_lines(error: ApiError) -> Iterator[str]:
     problem = error.problem
     yield f"refused: {problem.title}"
-    if problem.detail:
-        yield f"  {problem.detail}"
+    detail = problem.detail.removesuffix(f"; {problem.hint}")  # it follows on a line of its own
+    if detail:
+        yield f"  {detail}"
     for field in problem.fields:
         yield f"  field: {field}"
     if problem.hint:

@@ -1,0 +1,145 @@
+"""The way of an AI developer through the command line and the SDK, against the product's server."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from clients.errors import JobCancelled, Refused
+from tests.clients.cli_process import foedus
+from tests.e2e.jobs import small
+from tests.e2e.real_server import RealServer, until
+from workflows.run import Phase
+
+WAIT_S = 120.0
+JOB = """\
+name: small-digits
+program: {kind: builtin, name: digits-mlp}
+runtime: {kind: flower, workers: 1}
+data: {kind: partitioned, dataset: digits, sites: 3}
+local: {epochs: 3, batch_size: 16, optimizer: {kind: sgd, lr: 0.1}}
+rounds: 3
+"""
+OWN_DATA = """\
+name: own-data
+program: {kind: builtin, name: digits-mlp}
+runtime: {kind: native, workers: 1}
+data: {kind: partitioned, dataset: mine.csv, label: digit, sites: 2}
+rounds: 1
+output: {onnx: []}
+"""
+
+
+def test_from_a_document_to_labels(home: Path) -> None:
+    (home / "job.yaml").write_text(JOB)
+    digits = load_digits()
+    np.savez(home / "digits.npz", x=(digits.data / 16).astype(np.float32))
+
+    watched = foedus("submit", "job.yaml", "--watch", "--json", home=home)
+    *_, last = map(json.loads, watched.stdout.splitlines())
+    model = last["model"]
+    listed = foedus("model", "list", "--json", home=home)
+    pulled = foedus("model", "pull", model, "-o", "model.onnx", home=home)
+    by_file = foedus("model", "predict", "model.onnx", "digits.npz", home=home)
+    by_id = foedus("model", "predict", model, "digits.npz", "--json", home=home)
+
+    assert (watched.returncode, watched.stderr) == (0, "")
+    assert last["phase"] == "succeeded"
+    assert model in [known["id"] for known in json.loads(listed.stdout)]
+    assert pulled.returncode == 0
+    labels = by_file.stdout.split()
+    assert labels == json.loads(by_id.stdout)["labels"]
+    assert np.mean(np.array(labels, int) == digits.target) > 0.85
+
+
+def test_data_of_ones_own_is_pushed_with_the_job(home: Path) -> None:
+    digits = load_digits()
+    header = ",".join([*(f"pixel_{k}" for k in range(64)), "digit"])
+    rows = zip(digits.data[:300], digits.target[:300], strict=True)
+    lines = [",".join(map(str, [*pixels, label])) for pixels, label in rows]
+    (home / "mine.csv").write_text("\n".join([header, *lines]) + "\n")
+    (home / "job.yaml").write_text(OWN_DATA)
+
+    watched = foedus("submit", "job.yaml", "--watch", home=home)
+    listed = foedus("dataset", "list", "--json", home=home)
+
+    assert (watched.returncode, watched.stderr) == (0, "")
+    known = {dataset["name"]: dataset["facts"] for dataset in json.loads(listed.stdout)}
+    assert (known["mine"]["num_examples"], known["mine"]["num_classes"]) == (300, 10)
+
+
+def test_data_with_text_among_its_numbers_is_refused_by_row_and_column(home: Path) -> None:
+    (home / "mine.csv").write_text("a,b,y\n1,2,0\n3,oops,1\n")
+
+    refused = foedus("dataset", "push", "mine.csv", home=home)
+
+    assert refused.returncode == 3
+    assert "row 2" in refused.stderr
+    assert "column `b`" in refused.stderr
+
+
+def test_a_dry_run_starts_nothing(home: Path, server: RealServer) -> None:
+    (home / "job.yaml").write_text(JOB.replace("small-digits", "never"))
+
+    tried = foedus("submit", "job.yaml", "--dry-run", "--json", home=home)
+
+    assert tried.returncode == 0
+    assert json.loads(tried.stdout)["parameters"] > 0
+    with server.client() as client:
+        assert list(client.jobs(name="never")) == []
+
+
+def test_cancelling_a_running_job_ends_it_and_its_processes(server: RealServer) -> None:
+    with server.client() as client:
+        job = client.submit(small("cancelled", rounds=10_000))
+        next(iter(job.rounds(timeout_s=WAIT_S)))
+
+        job.cancel()
+
+        with pytest.raises(JobCancelled):
+            job.wait(WAIT_S)
+        assert job.last.phase is Phase.CANCELLED
+        assert job.last.round >= 1
+        until(lambda: not server.attempts(), "its processes to be gone")
+
+
+def test_rounds_of_a_running_job_are_seen_live(server: RealServer) -> None:
+    with server.client() as client:
+        job = client.submit(small("live", rounds=3))
+        numbers = []
+        for done in job.rounds(timeout_s=WAIT_S):
+            numbers.append(done.number)
+            assert done.metrics["accuracy"] > 0
+        closed = job.wait(WAIT_S)
+
+        assert numbers == [1, 2, 3]
+        assert closed.round == 3
+        assert {artifact.name for artifact in job.artifacts()} >= {"transcripts.jsonl"}
+        assert "federate" in job.logs()
+
+
+def test_a_job_that_contradicts_itself_is_refused_by_its_fields(
+    home: Path, server: RealServer
+) -> None:
+    (home / "job.yaml").write_text(JOB + "cohort: {size: 4}\n")
+
+    refused = foedus("submit", "job.yaml", home=home)
+
+    assert refused.returncode == 3
+    assert "field: cohort.size" in refused.stderr
+    assert "hint: " in refused.stderr
+    with server.client() as client, pytest.raises(Refused):
+        client.submit(home / "job.yaml")
+
+
+def test_submitting_twice_under_one_key_submits_once(server: RealServer) -> None:
+    with server.client() as client:
+        first = client.submit(small("once", rounds=1), idempotency_key="one-and-the-same")
+        second = client.submit(small("once", rounds=1), idempotency_key="one-and-the-same")
+
+        assert first.id == second.id
+        first.wait(WAIT_S)
