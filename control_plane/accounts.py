@@ -42,9 +42,9 @@ async def bootstrap(
     it is cut short, leaves a platform that nobody has a token for.
     """
     now = platform.now()
+    if await platform.database.rows(select(ORGANISATION.c.id).limit(1)):
+        return None
     async with platform.database.writing() as transaction:
-        if await transaction.one_or_none(select(ORGANISATION.c.id).limit(1)):
-            return None
         organisation = await _found(transaction, FIRST_ORGANISATION, platform)
         user = await _enlist(transaction, FIRST_USER, organisation.id, FIRST_ROLES, platform)
         token, row = _mint("first", user.id, platform)
