@@ -47,6 +47,7 @@ def test_every_example_is_at_one_site_and_none_is_empty(
     assert (y == before).all()
 
 
+@settings(deadline=None)
 @given(st.integers(1, 4), st.floats(1e-3, 1), st.integers(0, 99))
 def test_no_dirichlet_site_is_below_the_minimum(minimum: int, alpha: float, seed: int) -> None:
     y = np.arange(40) % 3
