@@ -15,7 +15,7 @@ import io
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import msgspec
 import numpy as np
@@ -34,7 +34,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from workflows.causes import Cause
+from workflows.causes import Cause, CauseCode
 from workflows.frames import Blob
 from workflows.model_file import ModelRef, map_model
 from workflows.tasks import Answer, AnyAnswer, Reply, SiteFailure, Task
@@ -44,6 +44,10 @@ RUN_ID: Final = 1
 SERVER_NODE_ID: Final = 1
 CLIENT_APP_FAILED: Final = 2  # ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 NUMPY: Final = "numpy.ndarray"  # SType.NUMPY
+
+
+class ReplyUnusable(Exception):
+    """What came back is not what a ClientApp answers."""
 
 
 class ArrayHead(msgspec.Struct, frozen=True, array_like=True):
@@ -87,21 +91,22 @@ class Metrics(RecordHead, frozen=True, tag="metrics"):
 Head = Arrays | Shared | Config | Metrics
 
 
-class Deliver(Task, frozen=True, tag="deliver"):
-    """Hand a message to the ClientApp; answered by ``Delivered``."""
+class Delivered(Answer, frozen=True, tag="delivered"):
+    """Content of the ClientApp's reply."""
 
+    content: Mapping[str, Head]
+
+
+class Deliver(Task, frozen=True, tag="deliver"):
+    """Hand a message to the ClientApp."""
+
+    answered_by: ClassVar[type[Answer]] = Delivered
     message_id: str
     message_type: str
     node_id: int
     site: str
     group_id: str
     ttl: float
-    content: Mapping[str, Head]
-
-
-class Delivered(Answer, frozen=True, tag="delivered"):
-    """Content of the ClientApp's reply."""
-
     content: Mapping[str, Head]
 
 
@@ -195,13 +200,14 @@ def put_together(
         shared: Records read from files, by the model's version.
 
     Raises:
-        KeyError: A shared record is not there.
-        StopIteration: Blobs are missing.
+        ReplyUnusable: The blobs are not those that the heads announce.
     """
     content, source = RecordDict(), iter(blobs)
     for name, head in heads.items():
         match head:
             case Shared():
+                if head.model.version not in shared:
+                    raise ReplyUnusable(f"record {name} is nowhere")
                 content[name] = shared[head.model.version]
             case Arrays():
                 content[name] = _record(head.heads, source)
@@ -219,7 +225,10 @@ def _array_heads(record: ArrayRecord) -> tuple[ArrayHead, ...]:
 def _record(heads: Iterable[ArrayHead], blobs: Iterator[bytes]) -> ArrayRecord:
     record = ArrayRecord()
     for head in heads:
-        record[head.name] = Array(head.dtype, head.shape, head.stype, next(blobs))
+        blob = next(blobs, None)
+        if blob is None:
+            raise ReplyUnusable(f"the bytes of {head.name} are missing")
+        record[head.name] = Array(head.dtype, head.shape, head.stype, blob)
     return record
 
 
@@ -363,10 +372,17 @@ class WorkerGrid(Grid):  # type: ignore[misc]  # flwr is untyped here
 
 def _reply(message: Message, outcome: Reply | SiteFailure) -> Message:
     if isinstance(outcome, SiteFailure):
-        reason = msgspec.json.encode(outcome.cause).decode()
-        return Message(Error(CLIENT_APP_FAILED, reason), reply_to=message)
-    content = put_together(outcome.answer.content, outcome.blobs, {})
+        return _error(message, outcome.cause)
+    try:
+        content = put_together(outcome.answer.content, outcome.blobs, {})
+    except ReplyUnusable as error:
+        return _error(message, Cause(code=CauseCode.PROGRAM_DIED, detail=str(error)))
     return Message(content, reply_to=message)
+
+
+def _error(message: Message, cause: Cause) -> Message:
+    reason = msgspec.json.encode(cause).decode()
+    return Message(Error(CLIENT_APP_FAILED, reason), reply_to=message)
 
 
 def cause_of(error: Error) -> Cause:

@@ -278,6 +278,9 @@ def _fold(
 ) -> Cause | None:
     """Bind the site to its update, then fold it; the cause if it can't be."""
     plan, spec, site = folder.plan, folder.plan.spec, answer.site
+    if not 1 <= answer.num_examples <= spec.ring.max_weight:  # nothing to be signed
+        detail = f"weight {answer.num_examples} is not in 1..{spec.ring.max_weight}"
+        return Cause(code=CauseCode.UPDATE_OUT_OF_RING, detail=detail, site=site)
     commitment = sign(
         simulated_key(plan.job, plan.plan_digest, site),
         plan.plan_digest,

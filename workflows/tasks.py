@@ -23,107 +23,6 @@ from workflows.model_file import ModelRef
 Clock = Literal["import_s", "train_s"]
 
 
-class Task(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
-    """One thing for a worker to do."""
-
-    clock: ClassVar[Clock] = "train_s"
-    """Which of the job's limits ends a worker that is at it for too long."""
-
-
-class Open(Task, frozen=True, tag="open"):
-    """Load the program and build its model; answered by ``Opened``.
-
-    Attributes:
-        program: Folder of the unpacked bundle.
-        config: Handed to its ``build``.
-        seed: Under which the model is built.
-        features: Shape of one example; empty where there is no data.
-        classes: Of the data; 0 for real-valued targets.
-    """
-
-    clock: ClassVar[Clock] = "import_s"
-    program: str
-    config: Mapping[str, Any] = {}
-    seed: int = 0
-    features: tuple[int, ...] = ()
-    classes: int = 0
-
-
-class Load(Task, frozen=True, tag="load"):
-    """Import the framework ahead of the program, which takes seconds; answered by ``Done``."""
-
-    clock: ClassVar[Clock] = "import_s"
-    framework: Literal["torch", "sklearn"]
-
-
-class Prepare(Task, frozen=True, tag="prepare"):
-    """Divide a data set among sites, in files; answered by ``Prepared``.
-
-    Attributes:
-        data: How.
-        inputs: Folder where an uploaded data set lies.
-        folder: Where the result goes; made if absent.
-    """
-
-    data: Partitioned
-    inputs: str
-    folder: str
-
-
-class OpenData(Task, frozen=True, tag="open-data"):
-    """Map what ``Prepare`` wrote; answered by ``Prepared``."""
-
-    folder: str
-
-
-class Initial(Task, frozen=True, tag="initial"):
-    """The arrays of the model as built; answered by ``Arrays``."""
-
-    clock: ClassVar[Clock] = "import_s"
-
-
-class Train(Task, frozen=True, tag="train"):
-    """Train one site from the global model; answered by ``TrainedSite`` with the delta."""
-
-    site: str
-    model: ModelRef
-    local: Local
-    half: ClientHalf
-    seed: int
-
-
-class Measure(Task, frozen=True, tag="measure"):
-    """Measure the model on a site's held-out part, or the central one; answered by ``Measures``.
-
-    Attributes:
-        site: Whose; None for the central part.
-        model: Which model.
-        metrics: Names.
-    """
-
-    site: str | None
-    model: ModelRef
-    metrics: tuple[str, ...]
-
-
-class Export(Task, frozen=True, tag="export"):
-    """Write ``model.onnx`` and ``reference.npz``; answered by ``Done``.
-
-    Attributes:
-        model: Which model.
-        num_samples: Most held-out examples to answer with the original: of the central part if
-            there is one, else of the sites in turn; training examples where nothing is held out.
-        folder: Where the files go; made if absent.
-    """
-
-    model: ModelRef
-    num_samples: int
-    folder: str
-
-
-AnyTask = Load | Open | Prepare | OpenData | Initial | Train | Measure | Export
-
-
 class Answer(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
     """What a worker says when a task is done."""
 
@@ -182,6 +81,117 @@ class Failed(Answer, frozen=True, tag="failed"):
 
 
 AnyAnswer = Done | Opened | Prepared | Arrays | TrainedSite | Measures | Failed
+
+
+class Task(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
+    """One thing for a worker to do."""
+
+    clock: ClassVar[Clock] = "train_s"
+    """Which of the job's limits ends a worker that is at it for too long."""
+    answered_by: ClassVar[type[Answer]] = Answer
+    """What the answer must be, unless it is ``Failed``."""
+
+
+class Open(Task, frozen=True, tag="open"):
+    """Load the program and build its model.
+
+    Attributes:
+        program: Folder of the unpacked bundle.
+        config: Handed to its ``build``.
+        seed: Under which the model is built.
+        features: Shape of one example; empty where there is no data.
+        classes: Of the data; 0 for real-valued targets.
+    """
+
+    answered_by: ClassVar[type[Answer]] = Opened
+    clock: ClassVar[Clock] = "import_s"
+    program: str
+    config: Mapping[str, Any] = {}
+    seed: int = 0
+    features: tuple[int, ...] = ()
+    classes: int = 0
+
+
+class Load(Task, frozen=True, tag="load"):
+    """Import the framework ahead of the program, which takes seconds."""
+
+    answered_by: ClassVar[type[Answer]] = Done
+    clock: ClassVar[Clock] = "import_s"
+    framework: Literal["torch", "sklearn"]
+
+
+class Prepare(Task, frozen=True, tag="prepare"):
+    """Divide a data set among sites, in files.
+
+    Attributes:
+        data: How.
+        inputs: Folder where an uploaded data set lies.
+        folder: Where the result goes; made if absent.
+    """
+
+    answered_by: ClassVar[type[Answer]] = Prepared
+    data: Partitioned
+    inputs: str
+    folder: str
+
+
+class OpenData(Task, frozen=True, tag="open-data"):
+    """Map what ``Prepare`` wrote."""
+
+    answered_by: ClassVar[type[Answer]] = Prepared
+    folder: str
+
+
+class Initial(Task, frozen=True, tag="initial"):
+    """The arrays of the model as built."""
+
+    answered_by: ClassVar[type[Answer]] = Arrays
+    clock: ClassVar[Clock] = "import_s"
+
+
+class Train(Task, frozen=True, tag="train"):
+    """Train one site from the global model; the blobs of the answer are the delta."""
+
+    answered_by: ClassVar[type[Answer]] = TrainedSite
+    site: str
+    model: ModelRef
+    local: Local
+    half: ClientHalf
+    seed: int
+
+
+class Measure(Task, frozen=True, tag="measure"):
+    """Measure the model on a site's held-out part, or the central one.
+
+    Attributes:
+        site: Whose; None for the central part.
+        model: Which model.
+        metrics: Names.
+    """
+
+    answered_by: ClassVar[type[Answer]] = Measures
+    site: str | None
+    model: ModelRef
+    metrics: tuple[str, ...]
+
+
+class Export(Task, frozen=True, tag="export"):
+    """Write ``model.onnx`` and ``reference.npz``.
+
+    Attributes:
+        model: Which model.
+        num_samples: Most held-out examples to answer with the original: of the central part if
+            there is one, else of the sites in turn; training examples where nothing is held out.
+        folder: Where the files go; made if absent.
+    """
+
+    answered_by: ClassVar[type[Answer]] = Done
+    model: ModelRef
+    num_samples: int
+    folder: str
+
+
+AnyTask = Load | Open | Prepare | OpenData | Initial | Train | Measure | Export
 
 
 @dataclass(frozen=True, slots=True, eq=False)

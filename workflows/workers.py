@@ -390,6 +390,9 @@ class WorkerPool(Generic[T]):
         answer, blobs = self._converse(lane, job, self._decoder, most_bytes, allowed_s)
         if isinstance(answer, Failed):
             raise SiteFailure(answer.cause)
+        if not isinstance(answer, job.task.answered_by):
+            lane.end(Cause(code=CauseCode.PROGRAM_DIED, detail="it spoke out of turn"))
+            raise SiteFailure(self._verdict(lane))
         return Reply(answer, blobs)
 
     def _converse(

@@ -16,12 +16,19 @@ import numpy as np
 
 from workflows.frames import ArraySpec, Blob, describe
 from workflows.model_file import ModelRef, map_model
-from workflows.tasks import Answer, Task
+from workflows.tasks import Answer, Done, Task
 from workflows.worker import serve
 from workflows.workers import Station
 
 
+class Told(Answer, frozen=True, tag="told"):
+    text: str
+    pid: int
+    arrays: tuple[ArraySpec, ...] = ()
+
+
 class Act(Task, frozen=True, tag="act"):
+    answered_by: ClassVar[type[Answer]] = Told
     what: str
     text: str = ""
     number: float = 0.0
@@ -29,14 +36,9 @@ class Act(Task, frozen=True, tag="act"):
 
 
 class Load(Task, frozen=True, tag="load"):
+    answered_by: ClassVar[type[Answer]] = Told
     clock: ClassVar[Any] = "import_s"
     text: str
-
-
-class Told(Answer, frozen=True, tag="told"):
-    text: str
-    pid: int
-    arrays: tuple[ArraySpec, ...] = ()
 
 
 loaded: list[str] = []
@@ -53,6 +55,8 @@ def handle(task: Any, blobs: list[bytes]) -> tuple[Answer, Sequence[Blob]]:
                 pass
             case "loaded":
                 text = ",".join(loaded)
+            case "answer-other":
+                return Done(), ()
             case "sum":
                 text = str(sum(len(blob) for blob in blobs))
             case "model":

@@ -194,7 +194,7 @@ def bad(kind: str) -> Reply:
                 delta["extra"] = delta.pop("b")
             case "none":
                 return SiteFailure(Cause(code=CauseCode.PROGRAM_HUNG, site=site))
-        weight = 0 if kind == "weight" else good.num_examples
+        weight = {"weight": 0, "heavy": 1 << 60}.get(kind, good.num_examples)
         return SiteUpdate(site, delta, weight, good.loss, 56)
 
     return reply
@@ -204,6 +204,7 @@ BAD = [
     ("nan", CauseCode.UPDATE_NOT_FINITE),
     ("large", CauseCode.UPDATE_OUT_OF_RING),
     ("weight", CauseCode.UPDATE_OUT_OF_RING),
+    ("heavy", CauseCode.UPDATE_OUT_OF_RING),
     ("shape", CauseCode.UPDATE_INCOMPATIBLE),
     ("layer", CauseCode.UPDATE_INCOMPATIBLE),
     ("none", CauseCode.PROGRAM_HUNG),

@@ -15,7 +15,7 @@ import pytest
 from tests.workflows.misbehaving_worker import Act, Load, Told
 from workflows.causes import CauseCode
 from workflows.job import Limits
-from workflows.tasks import Failed, Reply, SiteFailure
+from workflows.tasks import Done, Failed, Reply, SiteFailure
 from workflows.workers import WorkerPool
 
 ENTRY = ("tests.workflows.misbehaving_worker",)
@@ -28,7 +28,7 @@ def make_pool(folder: Path, num_workers: int = 1, **limits: float) -> WorkerPool
             limits=Limits(**limits),  # type: ignore[arg-type]
             folder=folder / "scratch",
             entry=ENTRY,
-            answers=Told | Failed,
+            answers=Told | Done | Failed,
             log=os.dup(log.fileno()),
         )
 
@@ -120,6 +120,7 @@ def test_every_worker_runs_a_standing_task_and_so_does_its_replacement(tmp_path:
         ("arrays", 1 << 19, CauseCode.PROGRAM_OUTPUT_TOO_LARGE, "limits.output_mb = 1"),
         ("raise", 0, CauseCode.PLATFORM_BUG, "RuntimeError"),
         ("linger", 0, CauseCode.PROGRAM_DIED, "exit status 7"),
+        ("answer-other", 0, CauseCode.PROGRAM_DIED, "out of turn"),
         ("be-killed", 0, CauseCode.PROGRAM_DIED, "signal 9"),
     ],
 )

@@ -41,6 +41,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from strategies import ClientHalf, Parameters
+from workflows.causes import Cause, CauseCode
 from workflows.flower_grid import (
     ANSWERS,
     RUN_ID,
@@ -107,14 +108,7 @@ class GridExchange:
             if isinstance(reply, SiteFailure):
                 yield reply
                 continue
-            arrays, metrics = reply.content["arrays"], reply.content["metrics"]
-            yield SiteUpdate(
-                site,
-                to_arrays(arrays),
-                int(metrics["num-examples"]),
-                metrics.get("loss"),
-                sum(len(array.data) for array in arrays.values()),
-            )
+            yield _update(site, reply.content)
 
     def measure(
         self, round: int, params: Parameters, sites: Sequence[str | None]
@@ -139,8 +133,7 @@ class GridExchange:
             if isinstance(reply, SiteFailure):
                 yield SiteFailure(msgspec.structs.replace(reply.cause, site=place))
                 continue
-            metrics = dict(reply.content["metrics"])
-            yield SiteMeasures(place, metrics, int(metrics.pop("num-examples")))
+            yield _measures(place, reply.content)
 
     def _record(self, params: Parameters) -> ArrayRecord:
         """The model as a record: the same object for the same model, so that it is sent once."""
@@ -169,6 +162,36 @@ class GridExchange:
                     yield site, SiteFailure(msgspec.structs.replace(cause, site=site))
                 else:
                     yield site, reply
+
+
+def _update(site: str, content: RecordDict) -> SiteUpdate | SiteFailure:
+    """What a site's reply says, if it is an update."""
+    try:
+        arrays, metrics = content["arrays"], content["metrics"]
+        loss = metrics.get("loss")
+        return SiteUpdate(
+            site,
+            to_arrays(arrays),
+            int(metrics["num-examples"]),
+            None if loss is None else float(loss),
+            sum(len(array.data) for array in arrays.values()),
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        return _no_answer(site, error)
+
+
+def _measures(site: str | None, content: RecordDict) -> SiteMeasures | SiteFailure:
+    """What a site's reply says, if it is measures."""
+    try:
+        values = {name: float(value) for name, value in content["metrics"].items()}
+        return SiteMeasures(site, values, int(values.pop("num-examples")))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        return _no_answer(site, error)
+
+
+def _no_answer(site: str | None, error: Exception) -> SiteFailure:
+    detail = f"the reply cannot be understood: {type(error).__name__}: {error}"
+    return SiteFailure(Cause(code=CauseCode.UPDATE_INCOMPATIBLE, detail=detail[:500], site=site))
 
 
 def server_app(folder: StepFolder, sites: Sequence[str], run: Any) -> ServerApp:  # noqa: ANN401

@@ -24,14 +24,14 @@ from typing import TypeAlias
 import msgspec
 
 from strategies import Parameters
-from workflows.causes import Cause
-from workflows.frames import Blob
+from workflows.causes import Cause, CauseCode
+from workflows.frames import Blob, FrameError
 from workflows.job import JobSpec
 from workflows.rounds import Federation, Question, SiteMeasures, SiteUpdate, run_rounds
 from workflows.run_folder import StepFolder, run_step
 from workflows.seeds import derive
 from workflows.simulation import beginning, record, simulate
-from workflows.tasks import Measure, SiteFailure, Train
+from workflows.tasks import Measure, Reply, SiteFailure, Train, TrainedSite
 from workflows.workers import WorkerPool
 
 Work: TypeAlias = Train | Measure
@@ -62,10 +62,7 @@ class DirectExchange:
             if isinstance(reply, SiteFailure):
                 yield _at_site(reply, site)
             else:
-                answer = reply.answer
-                yield SiteUpdate(
-                    site, reply.arrays, answer.num_examples, answer.loss, reply.size_bytes
-                )
+                yield _update(site, reply)
 
     def measure(
         self, round: int, params: Parameters, sites: Sequence[str | None]
@@ -79,6 +76,17 @@ class DirectExchange:
                 yield _at_site(reply, task.site)
             else:
                 yield SiteMeasures(task.site, reply.answer.values, reply.answer.num_examples)
+
+
+def _update(site: str, reply: Reply) -> SiteUpdate | SiteFailure:
+    """What a site's reply says, if it is an update."""
+    answer: TrainedSite = reply.answer
+    try:
+        delta = reply.arrays
+    except FrameError as error:
+        detail = f"the reply cannot be understood: {error}"
+        return SiteFailure(Cause(code=CauseCode.UPDATE_INCOMPATIBLE, detail=detail, site=site))
+    return SiteUpdate(site, delta, answer.num_examples, answer.loss, reply.size_bytes)
 
 
 def _bare(tasks: Iterator[Work]) -> Iterator[tuple[Work, Sequence[Blob]]]:
