@@ -65,7 +65,6 @@ _ROUNDS: Final = (
     .order_by(ROUND.c.number)
     .limit(bindparam("limit"))
 )
-_PHASE: Final = select(JOB.c.phase).where(JOB.c.id == bindparam("job"))
 
 
 async def get_job(platform: Platform, who: Principal, job: str) -> Versioned[Job]:
@@ -195,8 +194,9 @@ async def watch(
     Raises:
         NotFound: There is no such job that the caller may know of.
     """
-    _, sight = await _see(platform, who, job)
-    return _watch(platform, job, after, sight)
+    row, sight = await _see(platform, who, job)
+    is_over = Phase(row.phase).is_final
+    return _watch(platform, job, min(after, row.last_event), sight, is_over=is_over)
 
 
 async def list_artifacts(platform: Platform, who: Principal, job: str) -> tuple[Artifact, ...]:
@@ -280,17 +280,16 @@ def _require(who: Principal, action: Action, row: Row[Any], deed: str) -> None:
         raise Forbidden(f"your roles do not allow you to {deed}")
 
 
-async def _watch(platform: Platform, job: str, after: int, sight: Sight) -> AsyncIterator[Told]:
+async def _watch(
+    platform: Platform, job: str, after: int, sight: Sight, *, is_over: bool
+) -> AsyncIterator[Told]:
+    """Yield what comes; if the job ``is_over``, all that there is."""
     hub = platform.hub
     with hub.watching(job):
         while not hub.is_closed:
             changed = hub.changed(job)
             batch = hub.since(job, after, sight)
-            is_over = False
             if batch is None:
-                # The phase is read first: if it is final, the events that follow are all there are.
-                phase = await platform.database.one_or_none(_PHASE, {"job": job})
-                is_over = phase is None or Phase(phase.phase).is_final
                 rows = await platform.database.rows(
                     _EVENTS, {"job": job, "after": after, "limit": _PAGE}
                 )

@@ -179,7 +179,7 @@ class Database:
         self._writer.dispose()
 
 
-def open_database(path: Path) -> Database:
+def open_database(path: Path, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Database:
     """The SQLite database at ``path``, made or brought up to date if need be; blocks.
 
     Raises:
@@ -187,7 +187,7 @@ def open_database(path: Path) -> Database:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     url = f"sqlite:///{path}"
-    arguments = {"check_same_thread": False, "timeout": BUSY_TIMEOUT_S, "cached_statements": 256}
+    arguments = {"check_same_thread": False, "timeout": busy_timeout_s, "cached_statements": 256}
     writer = create_engine(url, connect_args=arguments, pool_size=1, max_overflow=0)
     event.listen(writer, "connect", _prepare)
     event.listen(writer, "begin", _begin_immediate)
