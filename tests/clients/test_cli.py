@@ -12,9 +12,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from onnx import TensorProto, helper
 
 from clients.cli.output import printable, size
 from clients.cli.platform import server_environment
+from sharing.object_store import digest_of
+from tests.clients import values
 from tests.clients.cli_process import environment, foedus
 from tests.clients.scripted_server import (
     Handler,
@@ -329,6 +332,53 @@ def test_cancelling_patches_what_is_desired(tmp_path: Path) -> None:
         "PATCH",
         {"desired": "cancelled"},
     )
+
+
+def test_a_published_model_is_fetched_once_and_answers_with_its_classes_names(
+    tmp_path: Path,
+) -> None:
+    content = identity_onnx(columns=2)
+    published = values.model(digest_of(content), len(content))
+    named = msgspec.structs.replace(published, classes=("benign", "malignant"))
+    (tmp_path / "two.csv").write_text("a,b\n0.9,0.1\n0.2,0.8\n")
+
+    answers = (value(named), value(named), reply(200, content), value(named), value(named))
+    with serving(*answers) as script:
+        first = foedus("model", "predict", "model-1", "two.csv", home=tmp_path, env=at(script))
+        again = foedus(
+            "model", "predict", "model-1", "two.csv", "--json", home=tmp_path, env=at(script)
+        )
+
+    assert (first.stdout, first.stderr) == ("benign\nmalignant\n", "")
+    assert json.loads(again.stdout)["labels"] == ["benign", "malignant"]
+    assert script.answers == []
+
+
+def test_examples_that_do_not_fit_a_model_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(identity_onnx(columns=2))
+    (tmp_path / "three.csv").write_text("1,2,3\n")
+    (tmp_path / "text.onnx").write_text("no model")
+
+    misfit = foedus("model", "predict", "model.onnx", "three.csv", home=tmp_path)
+    broken = foedus("model", "predict", "text.onnx", "three.csv", home=tmp_path)
+
+    assert (misfit.returncode, broken.returncode) == (3, 3)
+    assert "the model takes (2)" in misfit.stderr
+    assert "text.onnx" in broken.stderr
+
+
+def identity_onnx(columns: int) -> bytes:
+    """A model that gives back what it gets."""
+    shape = ["batch", columns]
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["input"], ["logits"])],
+        "identity",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape)],
+    )
+    opset = helper.make_opsetid("", 18)
+    made = helper.make_model(graph, opset_imports=[opset], ir_version=10)
+    return bytes(made.SerializeToString())
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:

@@ -9,10 +9,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
+from sklearn.datasets import load_digits
 
-from tests.clients.cli_process import REPOSITORY, environment
+from tests.clients.cli_process import REPOSITORY, environment, foedus
 from tests.e2e.real_server import until
 
 PNG = b"\x89PNG\r\n"
@@ -59,6 +61,10 @@ def test_the_demo_reads_digits_and_leaves_its_pictures_and_no_process(folder: Pa
     assert (folder / "predictions.png").read_bytes().startswith(PNG)
     assert (folder / "model.onnx").stat().st_size > 0
     assert alive(folder) == []
+    digits = load_digits()
+    np.savez(folder / "digits.npz", x=digits.data / 16)
+    read = foedus("model", "predict", folder / "model.onnx", folder / "digits.npz", home=folder)
+    assert np.mean(np.array(read.stdout.split(), int) == digits.target) > 0.95
 
 
 def test_an_interrupted_demo_leaves_nothing_running_and_can_be_started_again(folder: Path) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from sklearn.datasets import load_digits
 
 from clients.errors import JobCancelled, Refused
@@ -23,6 +23,7 @@ runtime: {kind: flower, workers: 1}
 data: {kind: partitioned, dataset: digits, sites: 3}
 local: {epochs: 3, batch_size: 16, optimizer: {kind: sgd, lr: 0.1}}
 rounds: 3
+output: {onnx: []}
 """
 OWN_DATA = """\
 name: own-data
@@ -34,26 +35,23 @@ output: {onnx: []}
 """
 
 
-def test_from_a_document_to_labels(home: Path) -> None:
+def test_from_a_document_to_a_model(home: Path) -> None:
     (home / "job.yaml").write_text(JOB)
-    digits = load_digits()
-    np.savez(home / "digits.npz", x=(digits.data / 16).astype(np.float32))
 
     watched = foedus("submit", "job.yaml", "--watch", "--json", home=home)
     *_, last = map(json.loads, watched.stdout.splitlines())
     model = last["model"]
     listed = foedus("model", "list", "--json", home=home)
-    pulled = foedus("model", "pull", model, "-o", "model.onnx", home=home)
-    by_file = foedus("model", "predict", "model.onnx", "digits.npz", home=home)
-    by_id = foedus("model", "predict", model, "digits.npz", "--json", home=home)
+    pulled = foedus("model", "pull", model, "--variant", "safetensors", home=home)
+    no_onnx = foedus("model", "pull", model, home=home)
 
     assert (watched.returncode, watched.stderr) == (0, "")
     assert last["phase"] == "succeeded"
     assert model in [known["id"] for known in json.loads(listed.stdout)]
     assert pulled.returncode == 0
-    labels = by_file.stdout.split()
-    assert labels == json.loads(by_id.stdout)["labels"]
-    assert np.mean(np.array(labels, int) == digits.target) > 0.85
+    assert len(load_file(home / "small-digits.safetensors")) == 4
+    assert no_onnx.returncode == 3
+    assert "it has safetensors" in no_onnx.stderr
 
 
 def test_data_of_ones_own_is_pushed_with_the_job(home: Path) -> None:
