@@ -15,7 +15,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any, Final
 
 import structlog
@@ -26,6 +26,7 @@ from control_plane.api.tracing import trace_id
 from control_plane.app import ENDPOINT_FILE, Application, create_app, local_engine
 from control_plane.data_folder import FolderInUse, claimed, write_private
 from control_plane.settings import Settings
+from workflows.engine import WorkflowEngine
 
 EXIT_STARTUP: Final = 1
 EXIT_SETTINGS: Final = 2
@@ -64,8 +65,10 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-def main() -> int:
-    """Serve until asked to stop."""
+def main(
+    make_engine: Callable[[Settings, Mapping[str, str]], WorkflowEngine] = local_engine,
+) -> int:
+    """Serve until asked to stop, what runs plans being made by ``make_engine``."""
     try:
         settings = Settings()
     except ValidationError as error:
@@ -75,7 +78,7 @@ def main() -> int:
         return EXIT_SETTINGS
     try:
         with claimed(settings.data):
-            return _serve(settings)
+            return _serve(settings, make_engine(settings, os.environ))
     except FolderInUse as error:
         _complain(str(error))
         return EXIT_FOLDER
@@ -84,7 +87,7 @@ def main() -> int:
         return EXIT_STARTUP
 
 
-def _serve(settings: Settings) -> int:
+def _serve(settings: Settings, engine: WorkflowEngine) -> int:
     _configure_log(settings.log_level)
     try:
         listening = _listen(settings.host, settings.port)
@@ -95,7 +98,7 @@ def _serve(settings: Settings) -> int:
         url = f"http://{settings.reachable_host}:{listening.getsockname()[1]}"
         app = create_app(
             settings,
-            engine=local_engine(settings, os.environ),
+            engine=engine,
             url=lambda: url,
             announce_token=lambda token: _announce(settings, token),
         )

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
+import structlog
 from litestar import Litestar
 from litestar.datastructures import State
 
@@ -39,6 +40,8 @@ from control_plane.settings import Settings
 from sharing.directory_store import DirectoryStore
 from workflows.engine import WorkflowEngine
 from workflows.local_engine import LocalEngine
+
+log = structlog.get_logger()
 
 ENDPOINT_FILE: Final = "endpoint"
 HANDLERS: Final = (
@@ -101,8 +104,7 @@ def create_app(
         async with open_platform(
             folder=settings.data, store=store, rules=_rules(settings)
         ) as platform:
-            if token := await bootstrap(platform):
-                announce_token(token)
+            await bootstrap(platform, announce_token)
             reconciler = Reconciler(platform, engine, url)
             app.state["service"] = Service(
                 settings=settings,
@@ -111,13 +113,14 @@ def create_app(
                 cursors=Cursors(server_key(settings.data)),
                 metrics=app.state["metrics"],
             )
-            async with asyncio.TaskGroup() as tasks:
-                loop = tasks.create_task(reconciler.run(), name="reconciler")
-                try:
-                    yield
-                finally:
-                    platform.hub.close()
-                    loop.cancel()
+            loop = asyncio.create_task(reconciler.run(), name="reconciler")
+            loop.add_done_callback(_report_end)
+            try:
+                yield
+            finally:
+                platform.hub.close()
+                loop.cancel()
+                await asyncio.wait((loop,))
 
     return Application(
         route_handlers=HANDLERS,
@@ -134,6 +137,12 @@ def create_app(
         logging_config=None,
         debug=False,
     )
+
+
+def _report_end(loop: asyncio.Task[None]) -> None:
+    """Say so if the reconciler ended by itself; ``/health/ready`` shows it too."""
+    if not loop.cancelled():
+        log.critical("reconciler.ended", exc_info=loop.exception())
 
 
 def local_engine(settings: Settings, environ: Mapping[str, str]) -> LocalEngine:

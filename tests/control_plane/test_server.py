@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -224,6 +225,35 @@ def test_the_log_is_json_and_holds_no_secret(tmp_path: Path, processes: list[Pro
         assert json.loads(line)["event"]
     for secret in (server.token, "verysecret", "wrongsecret"):
         assert secret not in log
+
+
+def test_an_upload_that_stalls_or_breaks_off_leaves_nothing(
+    tmp_path: Path, processes: list[Process]
+) -> None:
+    server = Process(tmp_path, FOEDUS_STALL_S="0.3")
+    processes.append(server)
+    server.ready()
+    host, _, port = server.url.rpartition("/")[2].rpartition(":")
+    request = (
+        f"POST /v1/programs HTTP/1.1\r\nHost: {host}\r\nContent-Length: 1000\r\n"
+        f"Authorization: Bearer {server.token}\r\n\r\nonly this much"
+    ).encode()
+
+    with socket.create_connection((host, int(port)), PATIENCE_S) as stalled:
+        stalled.sendall(request)
+        answer = stalled.recv(65_536)
+    with socket.create_connection((host, int(port)), PATIENCE_S) as broken:
+        broken.sendall(request)
+        until(lambda: list((tmp_path / "scratch").iterdir()))
+    until(lambda: not list((tmp_path / "scratch").iterdir()))
+    headers = {"Authorization": f"Bearer {server.token}"}
+    listed = httpx.get(f"{server.url}/v1/programs", headers=headers).json()["items"]
+    _, log = server.end()
+
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"/problems/body-stalled" in answer
+    assert listed == []
+    assert log == ""
 
 
 def test_the_server_never_loads_a_framework(tmp_path: Path) -> None:

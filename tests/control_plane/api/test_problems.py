@@ -34,6 +34,7 @@ ELSEWHERE = (
     "workflows.tasks.SiteFailure",
     "workflows.workbench.NotOpened",
     "workflows.frames.",
+    "workflows.flower_grid.",
     "workflows.run_folder.StepError",
     "workflows.checkpoint.CheckpointUnreadable",
     "workflows.transcript.TranscriptInvalid",
