@@ -118,7 +118,10 @@ def _serve(settings: Settings, engine: WorkflowEngine) -> int:
         write_private(settings.data / ENDPOINT_FILE, url.encode())
         server = _Server(config, app, url)
         server.run(sockets=[listening])
-    return 0 if server.started else EXIT_STARTUP
+    if not server.started:
+        _complain("the server could not start; the log above says why")
+        return EXIT_STARTUP
+    return 0
 
 
 def _listen(host: str, port: int) -> socket.socket:

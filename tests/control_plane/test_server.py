@@ -165,6 +165,20 @@ def test_a_start_that_cannot_be_says_why(
     assert "Traceback" not in error
 
 
+def test_records_that_cannot_be_read_end_the_start(
+    tmp_path: Path, processes: list[Process]
+) -> None:
+    (tmp_path / "foedus.db").write_text("this is no database" * 100)
+    server = Process(tmp_path)
+    processes.append(server)
+
+    out, error = server.child.communicate(timeout=PATIENCE_S)
+
+    assert server.child.returncode == 1
+    assert error.splitlines()[-1].startswith("foedus: the server could not start")
+    assert out == ""
+
+
 def test_a_stop_ends_streams_and_lets_attempts_go_on(
     tmp_path: Path, processes: list[Process]
 ) -> None:
