@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Final
 
 from control_plane.capabilities import read_capabilities
 from control_plane.custody import Custody
@@ -17,6 +19,9 @@ from control_plane.records.database import Database, open_database
 from sharing.object_store import Digest, ObjectStore
 from workflows.capabilities import Capabilities
 from workflows.environment import environment_digest
+
+SCRATCH: Final = "scratch"
+"""Folder of what is being uploaded just now."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,9 +119,12 @@ async def open_platform(
 ) -> AsyncIterator[Platform]:
     """The platform over what lies in ``folder``, made or brought up to date if need be.
 
+    The folder must be ours alone: what an earlier process left in scratch is wiped.
+
     Raises:
         DatabaseUnavailable: The records cannot be opened.
     """
+    await asyncio.to_thread(shutil.rmtree, folder / SCRATCH, ignore_errors=True)
     database = await asyncio.to_thread(open_database, folder / "foedus.db")
     try:
         yield Platform(

@@ -23,7 +23,7 @@ from sqlalchemy import Row, Select, Table, and_, or_, select
 
 from clients.identity import Principal
 from control_plane.ids import new_id
-from control_plane.platform import Platform
+from control_plane.platform import SCRATCH, Platform
 from control_plane.refusals import ProbeFailed, Unacceptable
 from sharing.object_store import CHUNK_BYTES, ObjectTooLarge, StoreFull, StoreUnavailable
 from workflows.causes import Cause, CauseCode
@@ -40,7 +40,7 @@ _ROOT: Final = Path(__file__).parent.parent
 @asynccontextmanager
 async def scratch(platform: Platform) -> AsyncIterator[Path]:
     """A folder that is gone afterwards."""
-    folder = platform.folder / "scratch" / new_id("upload", platform.now())
+    folder = platform.folder / SCRATCH / new_id("upload", platform.now())
     await asyncio.to_thread(folder.mkdir, parents=True, mode=0o700)
     try:
         yield folder

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from alembic import context
+from sqlmodel import SQLModel
 
-from control_plane.records.tables import SQLModel
+import control_plane.records.tables  # noqa: F401 - it fills the metadata
 
 connection = context.config.attributes["connection"]
 context.configure(

@@ -7,6 +7,7 @@ this process only waits for it.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ import msgspec
 
 from workflows.capabilities import DatasetFacts, ProgramFacts
 from workflows.causes import Cause
+from workflows.confinement import die_with
 from workflows.data.files import inspect_dataset
 from workflows.frames import Blob
 from workflows.job import Limits
@@ -131,6 +133,7 @@ def main(arguments: Sequence[str]) -> int:
     if arguments[0] == "--worker":
         serve(msgspec.json.decode(arguments[1], type=Station), handle, Open | Inspect)
         return 0
+    die_with(os.getppid())
     folder = Path(arguments[0]).resolve()
     question = read_json(folder / QUESTION, ProbeProgram | ProbeDataset)  # type: ignore[arg-type]
     if question is None:

@@ -14,11 +14,12 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, insert, select, text
 from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlmodel import SQLModel
 
 from control_plane.migrations import HEAD
 from control_plane.migrations.upgrading import configuration
 from control_plane.records.database import Database, open_database
-from control_plane.records.tables import MEMBER, ORGANISATION, SQLModel
+from control_plane.records.tables import MEMBER, ORGANISATION
 from control_plane.refusals import DatabaseUnavailable
 
 pytestmark = pytest.mark.anyio
