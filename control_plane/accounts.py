@@ -143,7 +143,8 @@ async def add_token(platform: Platform, who: Principal, new: NewToken) -> Token:
     if new.expires_at is not None and (new.expires_at.tzinfo is None or new.expires_at <= now):
         raise Unacceptable("expires_at", "must be a time to come, with its zone")
     user = new.user or who.user
-    await _require_reach(platform, who, user)
+    if not await _reaches(platform, who, user):
+        raise NotFound("no such user")
     token, row = _mint(new.label, user, platform)
     async with platform.database.writing() as transaction:
         await transaction.execute(
@@ -178,9 +179,8 @@ async def revoke_token(platform: Platform, who: Principal, token: str) -> None:
     """
     async with platform.database.writing() as transaction:
         row = await transaction.one_or_none(select(TOKEN.c.user_id).where(TOKEN.c.id == token))
-        if row is None:
+        if row is None or not await _reaches(platform, who, row.user_id):
             raise NotFound("no such token")
-        await _require_reach(platform, who, row.user_id)
         await transaction.execute(delete(TOKEN).where(TOKEN.c.id == token))
         transaction.after_commit(platform.identity.forget)
 
@@ -193,16 +193,14 @@ async def find_organisation(transaction: Transaction, name: str) -> str | None:
     return None
 
 
-async def _require_reach(platform: Platform, who: Principal, user: str) -> None:
-    """Raise unless ``user`` is the caller, or one whom the caller is admin of."""
+async def _reaches(platform: Platform, who: Principal, user: str) -> bool:
+    """True if ``user`` is the caller, or one whom the caller is admin of."""
     if user == who.user:
-        return
+        return True
     row = await platform.database.one_or_none(select(USER.c.organisation).where(USER.c.id == user))
-    reaches = may(who.roles, Action.MANAGE_USERS, Relation.OWNER) and (
-        row is not None and (row.organisation == who.organisation or await _is_host(platform, who))
-    )
-    if not reaches:
-        raise NotFound("no such user")
+    if row is None or not may(who.roles, Action.MANAGE_USERS, Relation.OWNER):
+        return False
+    return row.organisation == who.organisation or await _is_host(platform, who)
 
 
 async def _is_host(platform: Platform, who: Principal) -> bool:

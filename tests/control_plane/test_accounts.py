@@ -206,8 +206,9 @@ async def test_only_an_admin_makes_or_ends_tokens_of_others(
     for caller in (bob, eve):
         with pytest.raises(NotFound):
             await add_token(platform, caller, NewToken(user=people.admin.user))
-        with pytest.raises(NotFound):
-            await revoke_token(platform, caller, admins)
+        for token in (admins, "token-unknown"):
+            with pytest.raises(NotFound, match=r"^no such token$"):
+                await revoke_token(platform, caller, token)
     with pytest.raises(NotFound):
         await add_token(platform, people.admin, NewToken(user="user-unknown"))
 
