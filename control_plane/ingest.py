@@ -126,7 +126,6 @@ async def take_events(
         await record(
             transaction, platform.hub, job, now, changes_between(before, progress, job), facts
         )
-        transaction.after_commit(platform.bell.ring)
     return fresh[-1].number
 
 

@@ -508,10 +508,8 @@ class Reconciler:
     async def _give_up_checkpoints(self, job: str) -> None:
         """Delete the checkpoints that later ones have replaced."""
         rows = await self._platform.database.rows(_CHECKPOINTS, {"job": job})
-        kept = {row.checkpoint for row in rows[:CHECKPOINTS_KEPT]}
-        for row in rows[CHECKPOINTS_KEPT:]:
-            if row.checkpoint not in kept:
-                await release(self._platform, job, row.checkpoint)
+        for row in rows[CHECKPOINTS_KEPT:]:  # each names its round, so no two are the same
+            await release(self._platform, job, row.checkpoint)
             async with self._platform.database.writing() as transaction:
                 await transaction.execute(
                     update(ROUND)

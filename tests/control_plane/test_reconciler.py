@@ -16,11 +16,12 @@ from control_plane.jobs import (
     list_events,
     list_rounds,
 )
+from control_plane.journal import load, record
 from control_plane.models import get_model, list_models
 from control_plane.platform import Platform
 from control_plane.reconciler import Reconciler
 from control_plane.records.tables import ATTEMPT, JOB, ROUND
-from control_plane.refusals import JobOpen
+from control_plane.refusals import DatabaseUnavailable, JobOpen
 from sharing.object_store import ObjectMissing, digest_of
 from tests.control_plane.conftest import job_spec
 from tests.control_plane.scripted_engine import (
@@ -31,7 +32,7 @@ from tests.control_plane.scripted_engine import (
 )
 from workflows.capabilities import Parameter
 from workflows.causes import Cause, CauseCode
-from workflows.engine import Activity
+from workflows.engine import Activity, Observation
 from workflows.job import Output
 from workflows.run import Desired, Phase
 
@@ -438,6 +439,36 @@ async def test_the_loop_runs_jobs_by_itself_and_beats(bench: Bench) -> None:
 
     assert bench.reconciler.last_pass > 0
     assert bench.reconciler.last_pass_s < 5
+
+
+async def test_who_cancels_while_results_are_verified_is_heard(bench: Bench) -> None:
+    job = await submit(bench)
+    while (job, 1) not in bench.engine.wrappers:
+        await bench.look()
+    while bench.engine.wrappers[job, 1].activity is Activity.RUNNING:
+        await bench.engine.play(bench.platform)
+    observe = bench.engine.observe
+
+    async def cancelled_meanwhile(job: str, attempt: int) -> Observation | None:
+        await change_desired(bench.platform, bench.who, job, Desired.CANCELLED)
+        return await observe(job, attempt)
+
+    bench.engine.observe = cancelled_meanwhile  # type: ignore[method-assign]
+    await bench.reconciler.look()
+    bench.engine.observe = observe  # type: ignore[method-assign]
+
+    done = await bench.until_settled(job)
+    assert (done.phase, done.model) == (Phase.CANCELLED, None)
+
+
+async def test_a_change_of_what_is_not_so_any_more_is_refused(bench: Bench) -> None:
+    job = await submit(bench)
+    async with bench.platform.database.writing() as transaction:
+        stale = await load(transaction, job)
+        await record(transaction, bench.platform.hub, stale, bench.platform.now(), {})
+
+        with pytest.raises(DatabaseUnavailable):
+            await record(transaction, bench.platform.hub, stale, bench.platform.now(), {})
 
 
 async def test_trouble_with_one_run_does_not_hold_up_another(bench: Bench) -> None:

@@ -286,13 +286,14 @@ async def test_a_cancelled_run_is_cleared_away_however_often_the_control_plane_d
     assert [id_ for id_, *_ in end["events"]] == list(range(1, len(kinds) + 1))
 
 
-@pytest.mark.parametrize("offset", range(1, 8, 3))
+@pytest.mark.parametrize("offset", range(1, 12, 3))
 async def test_a_deletion_goes_on_however_often_the_control_plane_dies(
     empty_records: Path, offset: int
 ) -> None:
-    points = FailPoints(offset, step=7)
-    async with a_story(empty_records, points, rounds=1) as story:
+    points = FailPoints(offset, step=11)
+    async with a_story(empty_records, points, rounds=2) as story:
         story.deletes = True
+        story.engine.lose = {1: 8}
         end = await story.tell()
 
     assert points.deaths >= 10
