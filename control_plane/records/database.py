@@ -6,7 +6,7 @@ locks. A transaction that returned is on disk (``synchronous=FULL``), so what wa
 survives a kill of the process and of the machine.
 
 Statements run in threads of our own, one hop each: measured on one core, 6,000 reads a second of a
-job's row, against 1,700 through SQLAlchemy's asyncio layer over aiosqlite, which hops four times.
+job's row, against 1,700 through SQLAlchemy's asyncio layer, which hops four times.
 """
 
 from __future__ import annotations
