@@ -100,7 +100,7 @@ def create_app(
 
     @asynccontextmanager
     async def life(app: Litestar) -> AsyncIterator[None]:
-        store = DirectoryStore(settings.data / "objects")
+        store = DirectoryStore(settings.data)
         async with open_platform(
             folder=settings.data, store=store, rules=_rules(settings)
         ) as platform:

@@ -117,7 +117,7 @@ async def take_events(
                 step,
                 event,
                 rounds=attempt.spec.rounds,
-                exports=bool(attempt.spec.output.onnx),
+                output=attempt.spec.output,
             )
             facts.append(_fact(step, event))
             if after.phase is not progress.phase:

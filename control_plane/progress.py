@@ -16,10 +16,12 @@ from workflows.events import (
     StepSucceeded,
     Waiting,
 )
+from workflows.job import Output
 from workflows.plan import StepKind
 from workflows.run import Phase
 
 MAX_REASON: Final = 500
+VERIFICATION: Final = "the results to be verified"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ class Progress:
 
 
 def after_event(
-    before: Progress, step: StepKind, event: AnyStepEvent, *, rounds: int, exports: bool
+    before: Progress, step: StepKind, event: AnyStepEvent, *, rounds: int, output: Output
 ) -> Progress:
     """How far the run is when ``event`` of ``step`` has happened.
 
@@ -51,13 +53,13 @@ def after_event(
         step: Whose event it is.
         event: What happened.
         rounds: How many rounds there will be.
-        exports: Whether an ONNX form is asked for.
+        output: What is made of the model.
     """
     match event:
         case StepStarted() if step == "federate":
             return _at(before, Phase.RECRUITING, round_ahead(before.round, rounds))
         case StepStarted():
-            return _at(before, Phase.FINALIZING, _work_of(step, exports))
+            return _at(before, Phase.FINALIZING, _work_of(step, output))
         case Waiting(reason=reason):
             return replace(before, waits_for=reason[:MAX_REASON] or before.waits_for)
         case RoundStarted(round=number):
@@ -75,9 +77,9 @@ def after_event(
             return replace(before, waits_for="the attempt to end")
         case StepSucceeded():
             following: Mapping[StepKind, str] = {
-                "federate": _work_of("translate", exports),
-                "translate": _work_of("publish", exports),
-                "publish": "the results to be verified",
+                "federate": _work_of("translate", output),
+                "translate": _work_of("publish", output) if output.publish else VERIFICATION,
+                "publish": VERIFICATION,
             }
             return _at(before, Phase.FINALIZING, following[step])
 
@@ -89,12 +91,12 @@ def round_ahead(done: int, rounds: int) -> str:
     return "the first round" if done == 0 else f"round {done + 1} of {rounds}"
 
 
-def _work_of(step: StepKind, exports: bool) -> str:
+def _work_of(step: StepKind, output: Output) -> str:
     match step:
         case "federate":
             return "the trained model"
         case "translate":
-            return "the ONNX export" if exports else "the model's signature"
+            return "the ONNX export" if output.onnx else "the model's signature"
         case "publish":
             return "the model's card"
 

@@ -15,6 +15,7 @@ from workflows.events import (
     StepSucceeded,
     Waiting,
 )
+from workflows.job import Output
 from workflows.plan import StepKind
 from workflows.run import Phase
 
@@ -133,7 +134,7 @@ def at(phase: Phase, round_: int = 0) -> Progress:
 def test_an_event_moves_a_run_on(
     before: Progress, step: StepKind, event: AnyStepEvent, phase: str, waits_for: str
 ) -> None:
-    after = after_event(before, step, event, rounds=3, exports=True)
+    after = after_event(before, step, event, rounds=3, output=Output())
 
     assert (after.phase, after.waits_for) == (phase, waits_for)
 
@@ -142,7 +143,7 @@ def test_no_event_leads_back() -> None:
     late = at(Phase.FINALIZING, 3)
 
     after = after_event(
-        late, "federate", RoundStarted(number=1, at=0, round=3, cohort=1), rounds=3, exports=True
+        late, "federate", RoundStarted(number=1, at=0, round=3, cohort=1), rounds=3, output=Output()
     )
 
     assert after.phase is Phase.FINALIZING
@@ -151,23 +152,32 @@ def test_no_event_leads_back() -> None:
 def test_without_an_export_only_the_signature_is_awaited() -> None:
     event = StepSucceeded(number=1, at=0, manifest=D)
 
-    after = after_event(at(Phase.RUNNING), "federate", event, rounds=3, exports=False)
+    after = after_event(at(Phase.RUNNING), "federate", event, rounds=3, output=Output(onnx=()))
 
     assert after.waits_for == "the model's signature"
 
 
+def test_without_publication_no_card_is_awaited() -> None:
+    event = StepSucceeded(number=1, at=0, manifest=D)
+    output = Output(publish=False)
+
+    after = after_event(at(Phase.FINALIZING), "translate", event, rounds=3, output=output)
+
+    assert after.waits_for == "the results to be verified"
+
+
 def test_a_round_without_loss_or_evaluation_leaves_the_last_ones() -> None:
     first = after_event(
-        at(Phase.RUNNING), "federate", finished(1, 0.5, accuracy=0.9), rounds=3, exports=True
+        at(Phase.RUNNING), "federate", finished(1, 0.5, accuracy=0.9), rounds=3, output=Output()
     )
 
-    second = after_event(first, "federate", finished(2, None), rounds=3, exports=True)
+    second = after_event(first, "federate", finished(2, None), rounds=3, output=Output())
 
     assert (second.round, second.loss, second.metrics) == (2, 0.5, {"accuracy": 0.9})
 
 
 def test_a_round_that_is_done_again_does_not_count_back() -> None:
-    after = after_event(at(Phase.RUNNING, 3), "federate", finished(2), rounds=5, exports=True)
+    after = after_event(at(Phase.RUNNING, 3), "federate", finished(2), rounds=5, output=Output())
 
     assert after.round == 3
 
@@ -175,7 +185,7 @@ def test_a_round_that_is_done_again_does_not_count_back() -> None:
 def test_a_long_reason_is_cut() -> None:
     event = Waiting(number=1, at=0, reason="x" * 10_000)
 
-    after = after_event(at(Phase.RUNNING), "federate", event, rounds=3, exports=True)
+    after = after_event(at(Phase.RUNNING), "federate", event, rounds=3, output=Output())
 
     assert len(after.waits_for) == 500
 
