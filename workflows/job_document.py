@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from workflows.job import JobSpec
+from workflows.misfit import Misfit, explain
 
 if TYPE_CHECKING:
     from ruamel.yaml import YAML
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
 PREFIX: Final = "tag:yaml.org,2002:"
 SCALARS: Final = frozenset(PREFIX + kind for kind in ("str", "int", "float", "bool", "null"))
-PLACE: Final = re.compile(r" - at `(key in )?\$(?P<path>[^`]*)`$")
-UNKNOWN: Final = re.compile(r"contains unknown field `(?P<field>[^`]*)`")
 
 Path = tuple[str | int, ...]
 
@@ -79,10 +78,11 @@ def read_job(
         raise DocumentInvalid(source, 1, "", " ".join(str(error).split())) from error
     except RecursionError as error:
         raise DocumentInvalid(source, 1, "", "it is nested too deeply") from error
+    meant = rewrite(written) if rewrite else written
     try:
-        return msgspec.convert(rewrite(written) if rewrite else written, JobSpec)
+        return msgspec.convert(meant, JobSpec)
     except msgspec.ValidationError as error:
-        raise reading.explain(str(error)) from error
+        raise reading.place(explain(str(error), meant, JobSpec)) from error
 
 
 class _Reading:
@@ -136,18 +136,15 @@ class _Reading:
             mapping[key] = self.value(value_node, inner)
         return mapping
 
-    def explain(self, message: str) -> DocumentInvalid:
-        """The message of msgspec, at the line of the path that it names."""
-        place = PLACE.search(message)
-        path = self._path(place["path"]) if place else ()
-        if unknown := UNKNOWN.search(message):
-            path = (*path, unknown["field"])
-        return self._invalid(path, message[: place.start()] if place else message)
+    def place(self, misfit: Misfit) -> DocumentInvalid:
+        """What does not fit, at its line."""
+        problem = f"{misfit.problem}. {misfit.mend}" if misfit.mend else misfit.problem
+        return self._invalid(self._path(misfit.path), problem)
 
     def _path(self, text: str) -> Path:
-        """``.cohort.size`` as a path; a key that msgspec shows as ``[...]`` ends it."""
+        """``cohort.size`` as a path; a key that msgspec shows as ``[...]`` ends it."""
         parts: list[str | int] = []
-        for name, index in re.findall(r"\.([^.\[]+)|\[([^\]]*)\]", text):
+        for name, index in re.findall(r"\.?([^.\[\]]+)|\[([^\]]*)\]", text):
             if index and not index.isdecimal():
                 break
             parts.append(int(index) if index else name)

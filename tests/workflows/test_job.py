@@ -389,6 +389,12 @@ REFUSED: dict[str, tuple[dict[str, Any], type[JobError], tuple[str, ...], str]] 
         ("limits.memory_mb",),
         "smaller number",
     ),
+    "less memory than the framework takes": (
+        {"limits": {"memory_mb": 256}},
+        Inconsistent,
+        ("limits.memory_mb", "program"),
+        "raise limits.memory_mb to 512",
+    ),
     "a limit without an end": (
         {"limits": {"train_s": float("inf")}},
         Inconsistent,
