@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Union
 
 from strategies.fedavg import FedAvg
 from strategies.ring import Ring, RingTooSmall
-from strategies.strategy import ClientHalf, Partial, ServerState, Strategy, digest_of_fold
+from strategies.strategy import (
+    ClientHalf,
+    LocalResult,
+    Partial,
+    ServerState,
+    SiteShare,
+    Strategy,
+    digest_of_fold,
+    require_memory,
+)
 from strategies.update import (
     CohortTooSmall,
     EmptyCohort,
@@ -33,6 +42,7 @@ __all__ = (
     "EmptyCohort",
     "FedAvg",
     "Incompatible",
+    "LocalResult",
     "ModelUpdate",
     "NotFinite",
     "OutOfRing",
@@ -41,10 +51,12 @@ __all__ = (
     "Ring",
     "RingTooSmall",
     "ServerState",
+    "SiteShare",
     "Strategy",
     "StrategyError",
     "UpdateRefused",
     "digest_of_fold",
+    "require_memory",
 )
 
 

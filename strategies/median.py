@@ -29,6 +29,9 @@ class CoordinateMedian(FedAvg, frozen=True, tag="coordinate-median"):
 
     min_updates: ClassVar[int] = 3
 
+    def sensitivity(self, clip_norm: float, max_weight: int) -> dict[str, float]:
+        raise NotImplementedError("a median is no sum: no clipping bounds what one site changes")
+
     def zero(self, state: ServerState) -> Partial:
         shapes = {name: x.shape for name, x in state.params.items()}
         return Partial(round=state.round + 1, shapes=shapes)

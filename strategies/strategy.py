@@ -9,16 +9,32 @@ result.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Final, Literal, TypeAlias
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from strategies.ring import Ring
-from strategies.update import CohortTooSmall, EmptyCohort, Incompatible, ModelUpdate, Parameters
+from strategies.update import (
+    Array,
+    CohortTooSmall,
+    EmptyCohort,
+    Incompatible,
+    ModelUpdate,
+    NotFinite,
+    OutOfRing,
+    Parameters,
+)
+
+Scalar: TypeAlias = Literal["steps", "rate", "normaliser", "loss_before"]
+"""What a trainer can tell of a site's training beside the delta: the number of local steps, the
+rate of the local optimiser, the norm of its gradients' coefficients (``strategies.fednova``), and
+the mean loss of the global model on the site's training examples."""
+SCALARS: Final = "scalars"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,6 +63,7 @@ class Partial:
         kept: Updates in the ring by site, for folds that are not sums; empty for the others.
         sites: Whose updates were folded.
         weight: Sum of the integer weights.
+        population: Sites that the cohort was drawn from; 0 where all of them are in the fold.
     """
 
     round: int
@@ -55,11 +72,17 @@ class Partial:
     kept: dict[str, dict[str, NDArray[np.int64]]] = field(default_factory=dict)
     sites: set[str] = field(default_factory=set)
     weight: int = 0
+    population: int = 0
 
     @property
     def num_updates(self) -> int:
         """Updates folded."""
         return len(self.sites)
+
+    @property
+    def share(self) -> float:
+        """Folded updates as a share of all sites."""
+        return self.num_updates / max(self.population, self.num_updates)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,9 +91,60 @@ class ClientHalf:
 
     Attributes:
         proximal_mu: Weight mu of the proximal term mu/2 * ||w - w_global||^2; 0 for none.
+        correction: Added to the gradient of every local step, by layer; a layer that is not named
+            has none. None where the strategy corrects nothing.
+        scalars: What the trainer is to tell.
+        wants_gradient: Whether it is also to tell the gradient of the local loss at the global
+            model.
+        wants_gradients_only: Whether a layer that no gradient moves (running statistics) must not
+            travel, as the server's arithmetic means nothing for it.
     """
 
     proximal_mu: float = 0.0
+    correction: Parameters | None = None
+    scalars: tuple[Scalar, ...] = ()
+    wants_gradient: bool = False
+    wants_gradients_only: bool = False
+
+    @property
+    def reaches_in(self) -> bool:
+        """True if it must know or change what happens within the local loop."""
+        return self.proximal_mu > 0 or self.correction is not None or self.counts_steps
+
+    @property
+    def counts_steps(self) -> bool:
+        """True if it must be told how many steps the local loop took."""
+        return bool({"steps", "normaliser"} & set(self.scalars))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LocalResult:
+    """What local training gave, at the site.
+
+    Attributes:
+        delta: Local minus global parameters.
+        scalars: What the client half asked for.
+        gradient: Of the local loss at the global model, if the client half asked for it.
+        trainable: Layers that gradients move.
+    """
+
+    delta: Parameters
+    scalars: Mapping[str, float] = field(default_factory=dict)
+    gradient: Parameters = field(default_factory=dict)
+    trainable: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SiteShare:
+    """What a site makes of its training.
+
+    Attributes:
+        sent: The delta and what travels beside it.
+        memory: What the site keeps until it is drawn again; it never leaves the site.
+    """
+
+    sent: Parameters
+    memory: Parameters = field(default_factory=dict)
 
 
 class Strategy(
@@ -89,9 +163,20 @@ class Strategy(
 
     Attributes:
         min_updates: Fewest updates that mean anything to this fold.
+        vectors: What has the shape of the model and travels up beside the delta.
+        scalars: What a site tells beside its arrays.
+        sums: Numbers that are folded beside the arrays.
+        has_memory: Whether a site keeps something from one round to the next.
+        local_optimizers: Which local optimisers the source's algorithm holds for: any, SGD with or
+            without momentum, or SGD without.
     """
 
     min_updates: ClassVar[int] = 1
+    vectors: ClassVar[tuple[str, ...]] = ()
+    scalars: ClassVar[tuple[Scalar, ...]] = ()
+    sums: ClassVar[tuple[str, ...]] = ()
+    has_memory: ClassVar[bool] = False
+    local_optimizers: ClassVar[Literal["any", "sgd", "plain-sgd"]] = "any"
 
     def init(self, params: Parameters) -> ServerState:
         """State before the first round."""
@@ -101,14 +186,70 @@ class Strategy(
         """What local training must add; nothing, unless a subclass knows better."""
         return ClientHalf()
 
+    def offer(self, state: ServerState) -> Parameters:
+        """What a site is given: the model, and beside it what else the strategy has travel."""
+        return state.params
+
+    def model_of(self, offered: Parameters) -> Parameters:
+        """The model in what ``offer`` gave."""
+        return offered
+
+    def half_at(self, offered: Parameters, memory: Parameters) -> ClientHalf:
+        """What local training must add at a site that was given ``offered`` and kept ``memory``.
+
+        Args:
+            offered: What ``offer`` gave.
+            memory: What the site kept when it was last drawn; empty before.
+        """
+        return self.client_half()
+
+    def conclude(self, local: LocalResult, offered: Parameters, memory: Parameters) -> SiteShare:
+        """What the site sends and keeps, given what it was given, kept and found in training."""
+        return SiteShare(local.delta)
+
+    def sensitivity(self, clip_norm: float, max_weight: int) -> dict[str, float]:
+        """Most by which one site, there or not, changes each part of the folded sum, in L2.
+
+        Args:
+            clip_norm: To which the L2 norm of each vector that a site sends was clipped.
+            max_weight: Largest number of examples that one site may have.
+
+        Returns:
+            Bound by part: ``delta``, and each of ``vectors`` and ``sums``.
+        """
+        return {"delta": max_weight * clip_norm}
+
+    def folded(self, params: Parameters) -> dict[str, tuple[int, ...]]:
+        """Shapes of all that is folded of an update of a model like ``params``."""
+        model = {name: x.shape for name, x in params.items()}
+        further = {f"{v}/{name}": shape for v in self.vectors for name, shape in model.items()}
+        numbers: dict[str, tuple[int, ...]] = {f"{SCALARS}/{name}": () for name in self.sums}
+        if twice := sorted((model.keys() & further.keys()) | (model.keys() & numbers.keys())):
+            raise ValueError(f"the model has layers of reserved names: {', '.join(twice)}")
+        return model | further | numbers
+
+    def contribution(self, update: ModelUpdate, ring: Ring) -> ModelUpdate:
+        """What of ``update`` is folded: ``folded`` layers, and their weight as ``num_examples``.
+
+        Everything a strategy folds lies in one vector in the ring, with one weight: numbers are
+        layers of no dimension, brought to the scale of the others. So what ``Ring.check`` proves
+        holds for them too, partial sums merge, and a site could mask what it adds.
+
+        Raises:
+            UpdateRefused: A scalar is missing, or beyond what the strategy takes.
+        """
+        return update
+
     def zero(self, state: ServerState) -> Partial:
         """The empty fold of the round after ``state``."""
-        shapes = {name: x.shape for name, x in state.params.items()}
+        shapes = self.folded(state.params)
         sums = {name: np.zeros(shape, np.int64) for name, shape in shapes.items()}
         return Partial(round=state.round + 1, shapes=shapes, sums=sums)
 
     def accumulate(self, partial: Partial, update: ModelUpdate, ring: Ring) -> Partial:
-        """Fold one update into ``partial``, which is changed and returned; weighted by examples.
+        """Fold one update into ``partial``, which is changed and returned.
+
+        It is weighted by examples, unless ``contribution`` says otherwise.
 
         On an error ``partial`` is what it was before.
 
@@ -117,8 +258,9 @@ class Strategy(
                 second update of the same site.
         """
         require_expected(partial, update)
-        ring.add(update, partial.sums)
-        return count(partial, update)
+        folded = self.contribution(update, ring)
+        ring.add(folded, partial.sums)
+        return count(partial, folded)
 
     def merge(self, left: Partial, right: Partial) -> Partial:
         """The fold of both; ``left`` is changed and returned, in any order to the same bits.
@@ -137,7 +279,7 @@ class Strategy(
         return left
 
     def finish(self, partial: Partial, ring: Ring) -> Parameters:
-        """One delta out of the cohort's, in float64.
+        """One delta out of the cohort's, and what else ``step`` takes, in float64.
 
         Raises:
             EmptyCohort: Nothing was folded.
@@ -177,10 +319,67 @@ def require_disjoint(left: Partial, right: Partial) -> None:
     Raises:
         ValueError: They are not.
     """
-    if (left.round, left.shapes) != (right.round, right.shapes):
+    asked = [(fold.round, fold.shapes, fold.population) for fold in (left, right)]
+    if asked[0] != asked[1]:
         raise ValueError(f"folds of rounds {left.round} and {right.round}, or of different models")
     if twice := left.sites & right.sites:
         raise ValueError(f"both folds hold an update of {', '.join(sorted(twice))}")
+
+
+def require_memory(site: str, memory: Parameters, params: Parameters) -> None:
+    """Raise unless ``memory`` can be kept for ``site``: layers like the model's, all finite.
+
+    Raises:
+        Incompatible: Layers, shapes or dtypes differ.
+        NotFinite: A value is NaN or infinite.
+    """
+    kept = {name: (x.shape, x.dtype) for name, x in memory.items()}
+    if kept != {name: (x.shape, x.dtype) for name, x in params.items()}:
+        raise Incompatible(site, "what it keeps has other layers than the model")
+    for name, x in memory.items():
+        if not np.isfinite(x).all():
+            raise NotFinite(site, f"what it keeps of layer {name} holds NaN or infinity")
+
+
+def scalar_of(update: ModelUpdate, name: Scalar) -> float:
+    """A finite number that the site tells.
+
+    Raises:
+        Incompatible: It does not tell it.
+        NotFinite: It is NaN or infinite.
+    """
+    if name not in update.scalars:
+        raise Incompatible(update.site, f"it does not tell its {name}")
+    value = update.scalars[name]
+    if not math.isfinite(value):
+        raise NotFinite(update.site, f"{name} is {value}")
+    return value
+
+
+def in_float64(update: ModelUpdate, ring: Ring) -> dict[str, Array]:
+    """The delta in float64, after checking it against the ring.
+
+    Raises:
+        UpdateRefused: It holds no numbers, or some beyond the ring.
+    """
+    ring.require(update, {name: x.shape for name, x in update.delta.items()})
+    return {name: np.asarray(x, np.float64) for name, x in update.delta.items()}
+
+
+def scale_of(most: float, ring: Ring) -> float:
+    """Power of two that brings numbers up to ``most`` into the range of the ring's entries."""
+    return 2.0 ** math.floor(math.log2(ring.magnitude / most))
+
+
+def as_layer(name: str, site: str, value: float, most: float, ring: Ring) -> dict[str, Array]:
+    """A number as the layer that is folded beside the model's.
+
+    Raises:
+        OutOfRing: It is larger than ``most``.
+    """
+    if abs(value) > most:
+        raise OutOfRing(site, f"{name} is {value:g}, beyond {most:g}")
+    return {f"{SCALARS}/{name}": np.array(value * scale_of(most, ring))}
 
 
 def require_enough(partial: Partial, minimum: int) -> None:

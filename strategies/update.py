@@ -7,7 +7,7 @@ their names and shapes agree; nothing here broadcasts, and nothing writes into a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -62,14 +62,33 @@ class ModelUpdate:
     Attributes:
         site: Who sent it.
         round: Round it answers, from 1.
-        delta: Local minus global parameters after local training.
+        delta: Local minus global parameters after local training; beside the model's layers, as
+            ``VECTOR/LAYER``, those of what else the strategy has travel.
         num_examples: Training examples behind ``delta``, at least 1.
+        scalars: What else the strategy wants to know of the site, by the name it gave beforehand.
     """
 
     site: str
     round: int
     delta: Parameters
     num_examples: int
+    scalars: Mapping[str, float] = field(default_factory=dict)
+
+
+def beside(vector: str, params: Parameters) -> dict[str, Array]:
+    """``params`` under the names by which they travel beside the model, as ``VECTOR/LAYER``."""
+    return {f"{vector}/{name}": x for name, x in params.items()}
+
+
+def vector_of(tree: Parameters, vector: str) -> dict[str, Array]:
+    """What travels as ``VECTOR/LAYER`` in ``tree``, by layer; empty if nothing does."""
+    prefix = f"{vector}/"
+    return {n.removeprefix(prefix): x for n, x in tree.items() if n.startswith(prefix)}
+
+
+def without(tree: Parameters, vector: str) -> dict[str, Array]:
+    """``tree`` but for what travels as ``VECTOR/LAYER``."""
+    return {name: x for name, x in tree.items() if not name.startswith(f"{vector}/")}
 
 
 def tree_map(leaf: Callable[..., Array], *trees: Parameters) -> dict[str, Array]:

@@ -61,6 +61,7 @@ class ProgramFacts(msgspec.Struct, frozen=True, kw_only=True):
         metrics: Names of the metrics it declares beyond the built-in ones.
         own_train: True if it brings its own ``train``.
         uses_hooks: True if it declares that its ``train`` calls the hooks it is handed.
+        own_optimizer: True if it brings its own ``optimizer``.
         import_s: Seconds to import it and build its model.
         summary: What it is, for people.
     """
@@ -71,6 +72,7 @@ class ProgramFacts(msgspec.Struct, frozen=True, kw_only=True):
     metrics: tuple[str, ...] = ()
     own_train: bool = False
     uses_hooks: bool = False
+    own_optimizer: bool = False
     import_s: float = 0.0
     summary: str = ""
 

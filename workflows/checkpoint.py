@@ -1,8 +1,8 @@
 """The state of a run between two rounds, as one safetensors file; and the model as another.
 
-Tensors are named ``params/LAYER``, ``moments/SYMBOL/LAYER`` and, where the best model so far is not
-the last one, ``best/LAYER``. Everything else is canonical JSON under one metadata key, so that the
-same state is the same bytes.
+Tensors are named ``params/LAYER``, ``moments/SYMBOL/LAYER``, where the best model so far is not the
+last one ``best/LAYER``, and what a simulated site keeps ``sites/SITE/LAYER``. Everything else is
+canonical JSON under one metadata key, so that the same state is the same bytes.
 
 Source: safetensors format, version 0.x (an 8-byte header length, a JSON header, raw tensors).
 """
@@ -10,7 +10,7 @@ Source: safetensors format, version 0.x (an 8-byte header length, a JSON header,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
@@ -52,10 +52,13 @@ class Checkpoint:
     Attributes:
         state: Of the server.
         best: None where nothing was measured, or the last model is the result anyway.
+        memories: What simulated sites keep from round to round, by site; only those that keep
+            something. (A real site keeps it itself.)
     """
 
     state: ServerState
     best: Best | None = None
+    memories: Mapping[str, Parameters] = field(default_factory=dict)
 
 
 class _Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -99,6 +102,8 @@ def write_checkpoint(checkpoint: Checkpoint) -> bytes:
         tensors |= _prefixed(f"moments/{symbol}", moment)
     if best and best.round != state.round:
         tensors |= _prefixed("best", best.params)
+    for site, memory in checkpoint.memories.items():
+        tensors |= _prefixed(f"sites/{site}", memory)
     header = _Header(
         version=VERSION,
         round=state.round,
@@ -126,7 +131,9 @@ def read_checkpoint(content: bytes) -> Checkpoint:
     if header.best_round is not None and header.best_value is not None:
         kept = params if header.best_round == header.round else _under("best/", tensors)
         best = Best(header.best_round, header.best_value, kept)
-    return Checkpoint(ServerState(params, moments, header.round), best)
+    sites = sorted({n.split("/", 2)[1] for n in tensors if n.startswith("sites/")})
+    memories = {site: _under(f"sites/{site}/", tensors) for site in sites}
+    return Checkpoint(ServerState(params, moments, header.round), best, memories)
 
 
 def _header(content: bytes) -> _Header:

@@ -16,7 +16,7 @@ from msgspec import Meta
 
 from privacy import AnyMechanism, Protection
 from sharing.object_store import Digest, is_digest
-from strategies import AnyStrategy, FedAvg, Ring, RingTooSmall
+from strategies import AnyStrategy, FedAvg, Ring, RingTooSmall, Strategy
 from workflows.capabilities import Capabilities, DatasetFacts, ProgramFacts, RuntimeAbilities
 from workflows.data.partitioners import AnyPartitioner, ByLabel, Dirichlet, Iid
 
@@ -400,14 +400,15 @@ def _require_privacy(spec: JobSpec, capabilities: Capabilities) -> None:
 
 def _require_program(spec: JobSpec, capabilities: Capabilities) -> None:
     facts = _program(spec, capabilities)
-    penalised = spec.strategy.client_half().proximal_mu > 0
-    if penalised and facts.own_train and not facts.uses_hooks:
+    reaches_in = spec.strategy.client_half().reaches_in
+    if reaches_in and facts.own_train and not facts.uses_hooks:
         raise Inconsistent(
             ("strategy.kind", "program"),
-            f"{_kind(spec.strategy)} adds to the local loss, but the program's own train "
+            f"{_kind(spec.strategy)} reaches into the local loop, but the program's own train "
             "does not say that it calls the hooks it is handed",
             "use fedavg, or call config.hooks in train and declare hooks = true in program.toml",
         )
+    _require_local_optimizer(spec, facts)
     if facts.framework == "sklearn":
         _require_plain_sgd(spec)
     if spec.limits.memory_mb < (needed := FRAMEWORK_MB.get(facts.framework, 0)):
@@ -416,12 +417,41 @@ def _require_program(spec: JobSpec, capabilities: Capabilities) -> None:
             f"{facts.framework} itself leaves no room for a model below {needed} MiB",
             f"raise limits.memory_mb to {needed} or more",
         )
-    size = _size_bytes(facts)
+    size = _size_bytes(facts) * _models_in_answer(spec.strategy)
     if not spec.program.config and size > spec.limits.output_mb << 20:
         raise Inconsistent(
             ("limits.output_mb", "program"),
-            f"the model takes {size} bytes, more than {spec.limits.output_mb} MiB",
+            f"a site's answer takes {size} bytes, more than {spec.limits.output_mb} MiB",
             f"raise limits.output_mb to {-(-size >> 20)}",
+        )
+
+
+def _models_in_answer(strategy: Strategy) -> int:
+    """Arrays like the model that a site's answer holds: what it sends, and what it keeps."""
+    return 1 + len(strategy.vectors) + strategy.has_memory
+
+
+def _require_local_optimizer(spec: JobSpec, facts: ProgramFacts) -> None:
+    """The strategy's algorithm holds for what takes the local steps."""
+    wanted, optimizer, kind = (
+        spec.strategy.local_optimizers,
+        spec.local.optimizer,
+        _kind(spec.strategy),
+    )
+    if wanted == "any":
+        return
+    if facts.own_optimizer:
+        raise Inconsistent(
+            ("strategy.kind", "program"),
+            f"{kind} is made for SGD, and the program brings an optimizer of its own",
+            "leave optimizer() out of the program, or use another strategy",
+        )
+    if not isinstance(optimizer, Sgd) or (optimizer.momentum and wanted == "plain-sgd"):
+        plain = " without momentum" if wanted == "plain-sgd" else ""
+        raise Inconsistent(
+            ("local.optimizer", "strategy.kind"),
+            f"{kind} is made for SGD{plain}",
+            "use {kind: sgd, lr: ...}",
         )
 
 

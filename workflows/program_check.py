@@ -14,7 +14,8 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from strategies import ClientHalf
+from strategies import FedAvg
+from strategies.fedprox import FedProx
 from translation import TranslationError
 from workflows.capabilities import ProgramFacts
 from workflows.causes import Cause
@@ -207,7 +208,7 @@ class _Trial:
             site=site,
             model=self._pool.broadcast(params),
             local=LOCAL,
-            half=ClientHalf(proximal_mu=mu),
+            strategy=FedProx(mu=mu) if mu else FedAvg(),
             seed=TOY_SEED,
         )
         return self._ask("training", task)
@@ -244,7 +245,7 @@ class _Trial:
                 "hooks",
                 True,
                 "train() is the program's own and declares no hooks, so strategies that reach into "
-                "the loop (fedprox) will be refused",
+                "the loop (fedprox, scaffold, feddyn, fednova) will be refused",
                 "to allow them, add config.hooks.penalty(model) to the loss and set `hooks = true`",
             )
         pulled = self._train(SITES[0], params, 10.0).arrays

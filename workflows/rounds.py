@@ -19,7 +19,6 @@ import numpy as np
 
 from sharing.object_store import Digest, digest_of
 from strategies import (
-    ClientHalf,
     Incompatible,
     ModelUpdate,
     NotFinite,
@@ -27,9 +26,11 @@ from strategies import (
     Parameters,
     Partial,
     ServerState,
+    Strategy,
     StrategyError,
     UpdateRefused,
     digest_of_fold,
+    require_memory,
 )
 from workflows.canonical import canonical_bytes
 from workflows.causes import Cause, CauseCode
@@ -64,16 +65,19 @@ class Question:
     Attributes:
         round: Which, from 1.
         sites: The cohort, sorted.
-        params: Global model; the same object as long as it is the same model.
-        half: What the strategy adds to local training.
+        params: Global model, and beside it what else the strategy has travel; the same object as
+            long as it is the same model.
+        strategy: Whose client half applies.
         deadline_s: How long to wait for the answers.
+        memories: What each site kept when it was last drawn; only those that kept something.
     """
 
     round: int
     sites: tuple[str, ...]
     params: Parameters
-    half: ClientHalf
+    strategy: Strategy
     deadline_s: float
+    memories: Mapping[str, Parameters] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,10 +86,12 @@ class SiteUpdate:
 
     Attributes:
         site: Whose.
-        delta: Local minus global parameters.
+        delta: Local minus global parameters, and what travels beside them.
         num_examples: Behind the delta.
         loss: Of the local training; None if not told.
         size_bytes: That travelled.
+        scalars: What else the strategy has the site tell.
+        memory: What the site keeps. A simulation keeps it for the site; it never travels.
     """
 
     site: str
@@ -93,6 +99,8 @@ class SiteUpdate:
     num_examples: int
     loss: float | None
     size_bytes: int
+    scalars: Mapping[str, float] = field(default_factory=dict)
+    memory: Parameters = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +153,7 @@ class Gathering:
     commitments: list[Commitment] = field(default_factory=list)
     failures: dict[str, Cause] = field(default_factory=dict)
     losses: dict[str, tuple[float, int]] = field(default_factory=dict)
+    memories: dict[str, Parameters] = field(default_factory=dict)
     bytes_up: int = 0
 
 
@@ -194,12 +203,26 @@ def _run_round(
     folder.tell(RoundStarted, round=round_, cohort=len(cohort))
 
     partial = spec.strategy.zero(before.state)
-    gathering = _gather(folder, federation, before.state, cohort, partial)
+    partial.population = len(federation.sites)
+    offered = spec.strategy.offer(before.state)
+    question = Question(
+        round=round_,
+        sites=cohort,
+        params=offered,
+        strategy=spec.strategy,
+        deadline_s=spec.cohort.deadline_s,
+        memories={s: before.memories[s] for s in cohort if s in before.memories},
+    )
+    gathering = _gather(folder, federation, question, before.state, partial)
     require_quorum(spec, round_, cohort, gathering)
     state = _step(spec, before.state, partial)
     model = model_bytes(state.params)
     metrics = _measure(folder, federation, state)
-    after = Checkpoint(state, _choose(spec, federation, before.best, state, metrics))
+    after = Checkpoint(
+        state,
+        _choose(spec, federation, before.best, state, metrics),
+        {**before.memories, **gathering.memories},
+    )
 
     transcript = canonical_bytes(
         RoundTranscript(
@@ -228,7 +251,7 @@ def _run_round(
         loss=weighted_mean(gathering.losses),
         metrics=metrics,
         bytes_up=gathering.bytes_up,
-        bytes_down=len(cohort) * sum(x.nbytes for x in before.state.params.values()),
+        bytes_down=len(cohort) * sum(x.nbytes for x in offered.values()),
         seconds=federation.clock() - started,
         model=digest_of(model),
         checkpoint=folder.keep(write_checkpoint(after)),
@@ -249,22 +272,15 @@ def draw_cohort(sites: Sequence[str], spec: JobSpec, round: int) -> tuple[str, .
 def _gather(
     folder: StepFolder,
     federation: Federation,
+    question: Question,
     state: ServerState,
-    cohort: tuple[str, ...],
     partial: Partial,
 ) -> Gathering:
     """Ask the cohort and fold what comes into ``partial``."""
-    spec, gathering = folder.plan.spec, Gathering()
-    question = Question(
-        round=partial.round,
-        sites=cohort,
-        params=state.params,
-        half=spec.strategy.client_half(),
-        deadline_s=spec.cohort.deadline_s,
-    )
+    gathering = Gathering()
     for outcome in federation.exchange.ask(question):
         if isinstance(outcome, SiteUpdate):
-            cause = _fold(folder, outcome, partial, gathering)
+            cause = _fold(folder, outcome, state.params, partial, gathering)
         else:
             cause = outcome.cause
         if cause:
@@ -274,7 +290,11 @@ def _gather(
 
 
 def _fold(
-    folder: StepFolder, answer: SiteUpdate, partial: Partial, gathering: Gathering
+    folder: StepFolder,
+    answer: SiteUpdate,
+    params: Parameters,
+    partial: Partial,
+    gathering: Gathering,
 ) -> Cause | None:
     """Bind the site to its update, then fold it; the cause if it can't be."""
     plan, spec, site = folder.plan, folder.plan.spec, answer.site
@@ -288,20 +308,30 @@ def _fold(
         site=site,
         num_examples=answer.num_examples,
         update=commit(
-            simulated_salt(plan.job, plan.plan_digest, site, partial.round), answer.delta
+            simulated_salt(plan.job, plan.plan_digest, site, partial.round), sent_by(answer)
         ),
     )
-    update = ModelUpdate(site, partial.round, answer.delta, answer.num_examples)
+    update = ModelUpdate(site, partial.round, answer.delta, answer.num_examples, answer.scalars)
     try:
+        if spec.strategy.has_memory:
+            require_memory(site, answer.memory, params)
         spec.strategy.accumulate(partial, update, spec.ring)
     except UpdateRefused as refused:
         code = next(code for kind, code in _REFUSALS if isinstance(refused, kind))
         return Cause(code=code, detail=refused.reason, site=site)
+    if spec.strategy.has_memory:
+        gathering.memories[site] = answer.memory
     gathering.commitments.append(commitment)
     gathering.bytes_up += answer.size_bytes
     if answer.loss is not None:
         gathering.losses[site] = (answer.loss, answer.num_examples)
     return None
+
+
+def sent_by(answer: SiteUpdate) -> Parameters:
+    """All that a site commits itself to: its arrays, and each number it tells as one more."""
+    told = {f"scalars/{name}": np.array(value) for name, value in answer.scalars.items()}
+    return {**answer.delta, **told}
 
 
 def _drop(folder: StepFolder, gathering: Gathering, cause: Cause) -> None:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 import msgspec
 import numpy as np
 
-from strategies import ClientHalf
+from strategies import AnyStrategy
 from workflows.capabilities import ProgramFacts
 from workflows.causes import Cause
 from workflows.frames import ArraySpec, arrays_from
@@ -60,11 +60,21 @@ class Arrays(Answer, frozen=True, tag="arrays"):
 
 
 class TrainedSite(Answer, frozen=True, tag="trained"):
-    """The blobs are the delta of one site."""
+    """The blobs are what one site sends, and after that what it keeps.
+
+    Attributes:
+        arrays: The delta and what travels beside it.
+        num_examples: Behind them.
+        loss: Of the training; None if not told.
+        scalars: What else the strategy has it tell.
+        memory: What is handed to the site again when it is drawn next.
+    """
 
     arrays: tuple[ArraySpec, ...]
     num_examples: int
     loss: float | None
+    scalars: Mapping[str, float] = {}
+    memory: tuple[ArraySpec, ...] = ()
 
 
 class Measures(Answer, frozen=True, tag="measures"):
@@ -150,14 +160,24 @@ class Initial(Task, frozen=True, tag="initial"):
 
 
 class Train(Task, frozen=True, tag="train"):
-    """Train one site from the global model; the blobs of the answer are the delta."""
+    """Train one site from the global model; the blobs are what the site kept.
+
+    Attributes:
+        site: Whose examples.
+        model: The global model, and beside it what else the strategy has travel.
+        local: How to train.
+        strategy: Whose client half applies.
+        seed: Of this site and round.
+        memory: What the blobs are.
+    """
 
     answered_by: ClassVar[type[Answer]] = TrainedSite
     site: str
     model: ModelRef
     local: Local
-    half: ClientHalf
+    strategy: AnyStrategy
     seed: int
+    memory: tuple[ArraySpec, ...] = ()
 
 
 class Measure(Task, frozen=True, tag="measure"):
@@ -208,17 +228,30 @@ class Reply:
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
-        """The blobs as read-only arrays.
+        """What is answered, as read-only arrays.
 
         Raises:
-            FrameError: They are not what the answer announces.
+            FrameError: The blobs are not what the answer announces.
         """
-        return arrays_from(self.answer.arrays, self.blobs)
+        return arrays_from(self.answer.arrays, self.blobs[: self._num_arrays])
+
+    @property
+    def memory(self) -> dict[str, np.ndarray]:
+        """What the site keeps, as read-only arrays.
+
+        Raises:
+            FrameError: The blobs are not what the answer announces.
+        """
+        return arrays_from(self.answer.memory, self.blobs[self._num_arrays :])
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the blobs."""
-        return sum(len(blob) for blob in self.blobs)
+        """Bytes of what is answered."""
+        return sum(len(blob) for blob in self.blobs[: self._num_arrays])
+
+    @property
+    def _num_arrays(self) -> int:
+        return max(0, len(self.blobs) - len(getattr(self.answer, "memory", ())))
 
 
 class SiteFailure(Exception):

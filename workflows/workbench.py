@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from strategies import Strategy
 from workflows.data.examples import Examples
 from workflows.data.preparation import Prepared as PreparedData
 from workflows.data.preparation import open_prepared, prepare
-from workflows.frames import Blob, describe
+from workflows.frames import Blob, arrays_from, describe
+from workflows.job import Local
 from workflows.model_file import ModelRef, map_model
 from workflows.tasks import (
     Answer,
@@ -32,6 +34,7 @@ from workflows.tasks import (
     TrainedSite,
 )
 from workflows.trainers import load_trainer
+from workflows.trainers.client_half import Share, train_site
 from workflows.trainers.trainer import Measured, Trainer
 
 
@@ -101,18 +104,24 @@ class Workbench:
                 specs, made = describe(self.trainer.initial())
                 return Arrays(arrays=specs), made
             case Train():
-                trained = self.trainer.train(
+                trained = self.train(
                     self.model(task.model),
-                    self.data.training(task.site),
+                    task.site,
                     task.local,
-                    task.half,
+                    task.strategy,
+                    arrays_from(task.memory, blobs),
                     task.seed,
                 )
-                specs, made = describe(trained.delta)
+                specs, made = describe(trained.share.sent)
+                kept, to_keep = describe(trained.share.memory)
                 answer = TrainedSite(
-                    arrays=specs, num_examples=trained.num_examples, loss=trained.loss
+                    arrays=specs,
+                    num_examples=trained.num_examples,
+                    loss=trained.loss,
+                    scalars=trained.scalars,
+                    memory=kept,
                 )
-                return answer, made
+                return answer, [*made, *to_keep]
             case Measure():
                 measured = self.measure(self.model(task.model), task.site, task.metrics)
                 return Measures(values=measured.values, num_examples=measured.num_examples), ()
@@ -122,6 +131,23 @@ class Workbench:
                 samples = some_samples(self.data, task.num_samples)
                 self.trainer.export(self.model(task.model), samples, folder)
                 return Done(), ()
+
+    def train(
+        self,
+        offered: Mapping[str, np.ndarray],
+        site: str,
+        local: Local,
+        strategy: Strategy,
+        memory: Mapping[str, np.ndarray],
+        seed: int,
+    ) -> Share:
+        """Train one site by the strategy's client half.
+
+        Raises:
+            ProgramError: The program failed.
+        """
+        examples = self.data.training(site)
+        return train_site(self.trainer, examples, local, strategy, offered, memory, seed)
 
     def measure(
         self, params: Mapping[str, np.ndarray], site: str | None, metrics: Sequence[str]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from hypothesis import strategies as st
@@ -37,6 +38,13 @@ def updates(fewest: int = 1, most: int = 6) -> st.SearchStrategy[list[ModelUpdat
             for i, (delta, n) in enumerate(drawn, start=1)
         ]
     )
+
+
+def completed(strategy: Strategy, update: ModelUpdate) -> ModelUpdate:
+    """``update`` with what else the strategy has a site send."""
+    told = dict.fromkeys(strategy.scalars, 1.0)
+    further = {f"{v}/{name}": x for v in strategy.vectors for name, x in update.delta.items()}
+    return replace(update, delta={**update.delta, **further}, scalars=told)
 
 
 def scalar(site: str, value: float, num_examples: int = 1) -> ModelUpdate:

@@ -29,10 +29,14 @@ from strategies import (
     digest_of_fold,
 )
 from strategies.median import CoordinateMedian
-from tests.strategies.cohorts import MODEL, RING, deltas, fold, scalar, scalars, updates
+from strategies.qfedavg import QFedAvg
+from tests.strategies.cohorts import MODEL, RING, completed, deltas, fold, scalar, scalars, updates
 
-EVERY = [pytest.param(kind(), id=tag) for tag, kind in KINDS.items()]
+SPECIMENS = {tag: kind() for tag, kind in KINDS.items()}
+SPECIMENS["qfedavg"] = QFedAvg(lipschitz=0.1)  # for updates as large as those drawn here
+EVERY = [pytest.param(one, id=tag) for tag, one in SPECIMENS.items()]
 FOLDS = [pytest.param(FedAvg(), id="sums"), pytest.param(CoordinateMedian(), id="kept")]
+FURTHER = [pytest.param(one, id=tag) for tag, one in SPECIMENS.items() if one.sums or one.vectors]
 SCALAR = {"w": np.zeros((), np.float32)}
 
 
@@ -75,6 +79,27 @@ def test_shards_do_not_show(
         merged = strategy.merge(shard, merged) if flip else strategy.merge(merged, shard)
 
     assert same(merged, fold(cohort, strategy))
+
+
+@pytest.mark.parametrize("strategy", FURTHER)
+@given(cohort=updates(fewest=2), data=st.data())
+def test_order_and_shards_do_not_show_in_what_is_folded_beside_the_delta(
+    strategy: Strategy, cohort: list[ModelUpdate], data: st.DataObject
+) -> None:
+    told = st.floats(1, 20)
+    cohort = [
+        dataclasses.replace(completed(strategy, u), scalars=dict.fromkeys(strategy.scalars, s))
+        for u, s in ((u, data.draw(told)) for u in cohort)
+    ]
+    ring = Ring(magnitude=4096.0)
+    shuffled = data.draw(st.permutations(cohort))
+    cut = data.draw(st.integers(0, len(cohort)))
+
+    whole = fold(cohort, strategy, ring=ring)
+    left, right = (fold(part, strategy, ring=ring) for part in (shuffled[:cut], shuffled[cut:]))
+
+    assert same(strategy.merge(right, left), whole)
+    assert digest_of_fold(right) == digest_of_fold(whole)
 
 
 @given(cohort=updates())
@@ -136,6 +161,7 @@ def test_a_round_writes_into_none_of_its_arguments(
     strategy: Strategy, cohort: list[ModelUpdate]
 ) -> None:
     state = strategy.init(MODEL)
+    cohort = [completed(strategy, update) for update in cohort]
     cohort_before, state_before = copy.deepcopy(cohort), copy.deepcopy(state)
     for update in cohort:
         for x in update.delta.values():
@@ -150,7 +176,8 @@ def test_a_round_writes_into_none_of_its_arguments(
     after = strategy.step(state, delta)
 
     assert same(partial, partial_before)
-    for left, right in [(delta, delta_before), (state.params, state_before.params)] + [
+    assert all(np.array_equal(delta[name], delta_before[name]) for name in delta_before)
+    for left, right in [(state.params, state_before.params)] + [
         (state.moments[m], state_before.moments[m]) for m in state.moments
     ]:
         assert all(np.array_equal(left[name], right[name]) for name in MODEL)
@@ -165,6 +192,7 @@ def test_a_round_writes_into_none_of_its_arguments(
 def test_a_model_keeps_its_dtype_and_shapes(strategy: Strategy, dtype: type[np.floating]) -> None:
     state = strategy.init({"w": np.ones((2, 3), dtype), "b": np.ones((), dtype)})
     delta = {"w": np.full((2, 3), 0.5), "b": np.array(0.5)}
+    delta |= {f"{v}/{name}": x for v in strategy.vectors for name, x in delta.items()}
 
     for _ in range(2):
         state = strategy.step(state, delta)
@@ -230,6 +258,22 @@ def test_folds_of_another_round_model_or_the_same_site_do_not_merge(strategy: St
             strategy.merge(left, right)
 
     assert same(left, before)
+
+
+def test_folds_of_cohorts_from_different_populations_do_not_merge() -> None:
+    left, right = fold(scalars(1.0), model=SCALAR), fold([scalar("b", 1.0)], model=SCALAR)
+    right.population = 7
+
+    with pytest.raises(ValueError, match="fold"):
+        FedAvg().merge(left, right)
+
+
+@pytest.mark.parametrize("strategy", FURTHER)
+def test_a_model_whose_layer_would_be_taken_for_another_is_refused(strategy: Strategy) -> None:
+    names = [*strategy.folded(SCALAR).keys() - SCALAR.keys()]
+
+    with pytest.raises(ValueError, match="reserved"):
+        strategy.zero(ServerState({"w": np.zeros(()), names[0]: np.zeros(())}))
 
 
 @pytest.mark.parametrize("strategy", EVERY)

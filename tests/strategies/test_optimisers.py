@@ -84,8 +84,10 @@ def test_every_strategy_has_the_kind_that_a_job_names() -> None:
         "fedadam",
         "fedavg",
         "fedavgm",
+        "fednova",
         "fedprox",
         "fedyogi",
+        "qfedavg",
     ]
 
 

@@ -19,6 +19,7 @@ from workflows.job import Builtin, JobSpec, Partitioned
 BUNDLE = "sha256:" + "b1" * 32
 OWN_TRAIN = "sha256:" + "b2" * 32
 HOOKED = "sha256:" + "b3" * 32
+OWN_STEPS = "sha256:" + "b4" * 32
 TABLE = "sha256:" + "da" * 32
 MODEL = "sha256:" + "a1" * 32
 OTHER_MODEL = "sha256:" + "a2" * 32
@@ -50,6 +51,7 @@ CAPABILITIES = Capabilities(
         ),
         BUNDLE: CNN,
         OWN_TRAIN: msgspec.structs.replace(CNN, own_train=True),
+        OWN_STEPS: msgspec.structs.replace(CNN, own_optimizer=True),
         HOOKED: msgspec.structs.replace(CNN, own_train=True, uses_hooks=True),
     },
     datasets={

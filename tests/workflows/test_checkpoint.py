@@ -48,6 +48,16 @@ def test_a_state_comes_back_as_it_was(kind: str) -> None:
         assert same(back.state.moments[symbol], dict(state.moments[symbol]))
 
 
+def test_what_sites_keep_comes_along_by_site() -> None:
+    memories = {"site-0002": PARAMS, "site-0010": {n: x + 1 for n, x in PARAMS.items()}}
+
+    back = read_checkpoint(write_checkpoint(Checkpoint(ServerState(PARAMS), memories=memories)))
+
+    assert back.memories.keys() == memories.keys()
+    assert all(same(dict(back.memories[site]), dict(memories[site])) for site in memories)
+    assert same(dict(back.state.params), PARAMS)
+
+
 @pytest.mark.parametrize("round_", [3, 7], ids=["an earlier model", "the last one"])
 def test_the_best_model_comes_along(round_: int) -> None:
     earlier = {name: x + 1 for name, x in PARAMS.items()}

@@ -349,7 +349,9 @@ def test_the_strategys_client_half_and_the_deadline_reach_the_sites(tmp_path: Pa
         tmp_path / "run", job(strategy=strategy, rounds=2, cohort={"deadline_s": 12.5}), exchange
     )
 
-    assert [(q.half.proximal_mu, q.deadline_s) for q in exchange.asked] == [(0.25, 12.5)] * 2
+    assert [(q.strategy.client_half().proximal_mu, q.deadline_s) for q in exchange.asked] == [
+        (0.25, 12.5)
+    ] * 2
 
 
 @given(seed=st.integers(0, 2**53 - 1), size=st.integers(1, 8), round_=st.integers(1, 100))

@@ -40,7 +40,7 @@ from flwr.app import (
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from strategies import ClientHalf, Parameters
+from strategies import AnyStrategy, Parameters
 from workflows.causes import Cause, CauseCode
 from workflows.flower_grid import (
     ANSWERS,
@@ -66,13 +66,14 @@ from workflows.worker import serve
 from workflows.workers import Station
 
 CENTRAL: Final = "evaluate.central"
+SCALAR: Final = "scalar."
 
 
 class TrainConfig(msgspec.Struct, frozen=True):
     """What a site is asked, as JSON in the message's config record."""
 
     local: Local
-    half: ClientHalf
+    strategy: AnyStrategy
     seed: int
 
 
@@ -98,9 +99,10 @@ class GridExchange:
                 model,
                 TrainConfig(
                     self._spec.local,
-                    question.half,
+                    question.strategy,
                     derive(self._spec.init.seed, "train", question.round, site),
                 ),
+                question.memories.get(site),
             )
             for site in question.sites
         ]
@@ -142,10 +144,19 @@ class GridExchange:
         return self._model[1]
 
     def _message(
-        self, round: int, kind: str, site: str, ttl: float, model: ArrayRecord, config: object
+        self,
+        round: int,
+        kind: str,
+        site: str,
+        ttl: float,
+        model: ArrayRecord,
+        config: object,
+        memory: Parameters | None = None,
     ) -> Message:
         asked = ConfigRecord({"round": round, "asked": msgspec.json.encode(config)})
         content = RecordDict({"arrays": model, "config": asked})
+        if memory:
+            content["memory"] = to_record(memory)
         return self._grid.create_message(
             content, kind, self._node_ids[site], group_id=str(round), ttl=ttl
         )
@@ -175,6 +186,12 @@ def _update(site: str, content: RecordDict) -> SiteUpdate | SiteFailure:
             int(metrics["num-examples"]),
             None if loss is None else float(loss),
             sum(len(array.data) for array in arrays.values()),
+            {
+                name.removeprefix(SCALAR): float(value)
+                for name, value in metrics.items()
+                if name.startswith(SCALAR)
+            },
+            to_arrays(content["memory"]) if "memory" in content else {},
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         return _no_answer(site, error)
@@ -218,17 +235,23 @@ def client_app(bench: Workbench) -> ClientApp:
     @app.train()  # type: ignore[untyped-decorator]  # of flwr
     def train(message: Message, context: Context) -> Message:
         config = msgspec.json.decode(message.content["config"]["asked"], type=TrainConfig)
-        trained = bench.trainer.train(
+        kept = message.content.get("memory")
+        trained = bench.train(
             to_arrays(message.content["arrays"]),
-            bench.data.training(str(context.node_config["site"])),
+            str(context.node_config["site"]),
             config.local,
-            config.half,
+            config.strategy,
+            to_arrays(kept) if kept else {},
             config.seed,
         )
         metrics = MetricRecord({"num-examples": trained.num_examples})
         if trained.loss is not None:
             metrics["loss"] = trained.loss
-        content = RecordDict({"arrays": to_record(trained.delta), "metrics": metrics})
+        for name, value in trained.scalars.items():
+            metrics[SCALAR + name] = value
+        content = RecordDict({"arrays": to_record(trained.share.sent), "metrics": metrics})
+        if trained.share.memory:
+            content["memory"] = to_record(trained.share.memory)
         return Message(content, reply_to=message)
 
     @app.evaluate()  # type: ignore[untyped-decorator]  # of flwr

@@ -25,8 +25,9 @@ import msgspec
 
 from strategies import Parameters
 from workflows.causes import Cause, CauseCode
-from workflows.frames import Blob, FrameError
+from workflows.frames import Blob, FrameError, describe
 from workflows.job import JobSpec
+from workflows.model_file import ModelRef
 from workflows.rounds import Federation, Question, SiteMeasures, SiteUpdate, run_rounds
 from workflows.run_folder import StepFolder, run_step
 from workflows.seeds import derive
@@ -47,22 +48,25 @@ class DirectExchange:
     def ask(self, question: Question) -> Iterator[SiteUpdate | SiteFailure]:
         """Have each site of the cohort train."""
         model = self._pool.broadcast(question.params)
-        tasks = (
-            Train(
-                site=site,
-                model=model,
-                local=self._spec.local,
-                half=question.half,
-                seed=derive(self._spec.init.seed, "train", question.round, site),
-            )
-            for site in question.sites
-        )
-        for task, reply in self._pool.as_completed(_bare(tasks), question.deadline_s):
+        tasks = (self._task(question, site, model) for site in question.sites)
+        for task, reply in self._pool.as_completed(tasks, question.deadline_s):
             site = str(task.site)
             if isinstance(reply, SiteFailure):
                 yield _at_site(reply, site)
             else:
                 yield _update(site, reply)
+
+    def _task(self, question: Question, site: str, model: ModelRef) -> tuple[Work, Sequence[Blob]]:
+        kept, blobs = describe(question.memories.get(site, {}))
+        task = Train(
+            site=site,
+            model=model,
+            local=self._spec.local,
+            strategy=question.strategy,
+            seed=derive(self._spec.init.seed, "train", question.round, site),
+            memory=kept,
+        )
+        return task, blobs
 
     def measure(
         self, round: int, params: Parameters, sites: Sequence[str | None]
@@ -82,11 +86,19 @@ def _update(site: str, reply: Reply) -> SiteUpdate | SiteFailure:
     """What a site's reply says, if it is an update."""
     answer: TrainedSite = reply.answer
     try:
-        delta = reply.arrays
+        delta, memory = reply.arrays, reply.memory
     except FrameError as error:
         detail = f"the reply cannot be understood: {error}"
         return SiteFailure(Cause(code=CauseCode.UPDATE_INCOMPATIBLE, detail=detail, site=site))
-    return SiteUpdate(site, delta, answer.num_examples, answer.loss, reply.size_bytes)
+    return SiteUpdate(
+        site,
+        delta,
+        answer.num_examples,
+        answer.loss,
+        reply.size_bytes,
+        answer.scalars,
+        memory,
+    )
 
 
 def _bare(tasks: Iterator[Work]) -> Iterator[tuple[Work, Sequence[Blob]]]:

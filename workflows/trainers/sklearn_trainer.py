@@ -91,10 +91,12 @@ class SklearnTrainer:
     def train(
         self, params: Parameters, examples: Examples, local: Local, half: ClientHalf, seed: int
     ) -> Trained:
-        if half.proximal_mu:
+        if half.reaches_in or half.wants_gradient:
             raise refusal(
-                "scikit-learn's own loop cannot add a proximal term; use another strategy"
+                "scikit-learn's own loop cannot add a proximal term or a correction, nor tell its "
+                "steps; use another strategy"
             )
+        told = self._loss_before(params, examples, half)
         seed_everything(seed)
         estimator = self._with(params)
         x, y = _table(examples.x), np.array(examples.y)
@@ -112,7 +114,8 @@ class SklearnTrainer:
                     rows = order.permutation(len(y))
                     estimator.partial_fit(x[rows], y[rows])
         after = {"coef": estimator.coef_, "intercept": estimator.intercept_}
-        return Trained(delta_of(params, after), len(y), self._loss(estimator, x, y))
+        loss = self._loss(estimator, x, y)
+        return Trained(delta_of(params, after), len(y), loss, told, trainable=frozenset(after))
 
     def evaluate(self, params: Parameters, examples: Examples, metrics: Sequence[str]) -> Measured:
         require_metrics(self._program, metrics)
@@ -141,6 +144,20 @@ class SklearnTrainer:
         except TranslationError as error:
             raise refusal(str(error), CauseCode.TRANSLATION_FAILED) from error
         np.savez(folder / "reference.npz", inputs=table, outputs=outputs)
+
+    def _loss_before(
+        self, params: Parameters, examples: Examples, half: ClientHalf
+    ) -> dict[str, float]:
+        """The global model's loss on what the site trains on, if the strategy asks for it."""
+        if "loss_before" not in half.scalars:
+            return {}
+        loss = self._loss(self._with(params), _table(examples.x), np.array(examples.y))
+        if loss is None:
+            raise refusal(
+                "the strategy needs the loss of the global model, and this estimator gives no "
+                "probabilities; use loss='log_loss' or LogisticRegression"
+            )
+        return {"loss_before": loss}
 
     def _with(self, params: Parameters) -> Any:  # noqa: ANN401 - scikit-learn has no types
         """A fresh estimator that holds ``params``, as if it had been fitted."""

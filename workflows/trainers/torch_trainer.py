@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from strategies import ClientHalf, Parameters
+from strategies.fednova import normaliser
 from workflows.capabilities import ProgramFacts
 from workflows.causes import CauseCode
 from workflows.data.examples import Examples
@@ -50,22 +51,34 @@ class Hooks:
     Attributes:
         proximal_mu: Weight mu of the proximal term; 0 for none.
         origin: The global model's trainable parameters, by name.
+        correction: To be added to each gradient, by name of the parameter.
+        calls: One entry per call of ``penalty``, that is per local step.
     """
 
     proximal_mu: float
     origin: Mapping[str, torch.Tensor]
+    correction: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    calls: list[None] = field(default_factory=list)
 
     def penalty(self, model: torch.nn.Module) -> torch.Tensor:
-        """mu/2 * ||w - w_global||^2, to be added to each batch's loss.
+        """mu/2 * ||w - w_global||^2 + <correction, w>, to be added to the loss of each step.
 
-        Source: Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020, eq. 2.
+        Call it once a step, and step by ``config.optimizer``: strategies count the steps by it.
+
+        Source: Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020, eq. 2;
+        the linear term's gradient is the correction.
         """
+        self.calls.append(None)
         total = torch.zeros(())
         if self.proximal_mu:
             for name, weight in model.named_parameters():
                 if weight.requires_grad:
                     total = total + (weight - self.origin[name]).square().sum()
-        return self.proximal_mu / 2 * total
+        penalty = self.proximal_mu / 2 * total
+        for name, weight in model.named_parameters():
+            if weight.requires_grad and name in self.correction:
+                penalty = penalty + (self.correction[name] * weight).sum()
+        return penalty
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -133,6 +146,7 @@ class TorchTrainer:
             metrics=tuple(program.manifest.metrics),
             own_train=program.function("train") is not None,
             uses_hooks=program.manifest.hooks,
+            own_optimizer=program.function("optimizer") is not None,
             import_s=self._import_s,
             summary=program.manifest.summary,
         )
@@ -143,15 +157,30 @@ class TorchTrainer:
     def train(
         self, params: Parameters, examples: Examples, local: Local, half: ClientHalf, seed: int
     ) -> Trained:
+        told = self._loss_before(params, examples, half)
+        gradient = self._gradient(params, examples, local, half, seed)
         self._seed_all(seed)
         model = self._with(params).train()
+        trainable = _trainable(model)
+        if half.wants_gradients_only and (still := sorted(params.keys() - _parameters(model))):
+            raise refusal(
+                f"layer `{still[0]}` is a buffer that no gradient moves, and the job's strategy "
+                "has no meaning for such; build the model without running statistics (GroupNorm)"
+            )
         own = self._program.function("train")
-        loss = (
+        loss, steps = (
             self._own_loop(model, examples, local, half, seed)
             if own
             else self._our_loop(model, examples, local, half, seed)
         )
-        return Trained(delta_of(params, _federated(model)), len(examples), loss)
+        return Trained(
+            delta_of(params, _federated(model)),
+            len(examples),
+            loss,
+            told | _of_the_loop(half, local, steps),
+            gradient,
+            trainable,
+        )
 
     def evaluate(self, params: Parameters, examples: Examples, metrics: Sequence[str]) -> Measured:
         require_metrics(self._program, metrics)
@@ -188,6 +217,40 @@ class TorchTrainer:
             raise refusal(str(error), CauseCode.TRANSLATION_FAILED) from error
         np.savez(folder / "reference.npz", inputs=samples, outputs=outputs)
 
+    def _loss_before(
+        self, params: Parameters, examples: Examples, half: ClientHalf
+    ) -> dict[str, float]:
+        """The global model's mean loss on what the site trains on, if the strategy asks for it."""
+        if "loss_before" not in half.scalars:
+            return {}
+        self._seed_all(self._seed)
+        model, total = self._with(params).eval(), 0.0
+        with torch.no_grad():
+            for batch in _batches(examples, np.arange(len(examples)), EVALUATION_BATCH):
+                loss = require_number(self._program.call("loss", model, batch), "loss")
+                total += loss * len(batch[1])
+        return {"loss_before": total / len(examples)}
+
+    def _gradient(
+        self, params: Parameters, examples: Examples, local: Local, half: ClientHalf, seed: int
+    ) -> dict[str, np.ndarray]:
+        """Gradient of the mean loss at ``params``, if the strategy asks for it."""
+        if not half.wants_gradient:
+            return {}
+        self._seed_all(seed)
+        model = self._with(params).train()
+        for batch in _batches(examples, np.arange(len(examples)), local.batch_size):
+            loss = self._loss(model, batch) * (len(batch[1]) / len(examples))
+            with developer_code("the backward pass of loss()", self._program.folder):
+                loss.backward()  # type: ignore[no-untyped-call]
+        decay = local.optimizer.weight_decay  # a part of the gradient, as SGD takes it
+        return {
+            name: (torch.zeros_like(weight) if weight.grad is None else weight.grad).numpy()
+            + decay * weight.detach().numpy()
+            for name, weight in model.named_parameters(remove_duplicate=False)
+            if weight.requires_grad
+        }
+
     def _our_loop(
         self,
         model: torch.nn.Module,
@@ -195,13 +258,14 @@ class TorchTrainer:
         local: Local,
         half: ClientHalf,
         seed: int,
-    ) -> float:
-        """The local epochs; returns the mean loss over the last one, without the proximal term."""
+    ) -> tuple[float, int]:
+        """The local epochs; gives the last one's mean loss, without penalties, and the steps."""
         optimizer = self._optimizer(model, local)
         trainable = [weight for weight in model.parameters() if weight.requires_grad]
         origin = [weight.detach().clone() for weight in trainable] if half.proximal_mu else []
+        corrections = _corrections(model, half)
         shuffle = np.random.default_rng(seed)
-        total = 0.0
+        total, steps = 0.0, 0
         for _ in range(local.epochs):
             total = 0.0
             for batch in _batches(examples, shuffle.permutation(len(examples)), local.batch_size):
@@ -209,13 +273,19 @@ class TorchTrainer:
                 loss = self._loss(model, batch)
                 with developer_code("the backward pass of loss()", self._program.folder):
                     loss.backward()  # type: ignore[no-untyped-call]
+                for weight, correction in corrections:
+                    if weight.grad is None:
+                        weight.grad = correction.clone()
+                    else:
+                        weight.grad.add_(correction)
                 for weight, start in zip(trainable, origin, strict=False):
                     if weight.grad is not None:  # the gradient of mu/2 * ||w - w_global||^2
                         weight.grad.add_(weight.detach() - start, alpha=half.proximal_mu)
                 with developer_code("the step of the optimizer", self._program.folder):
                     optimizer.step()
                 total += float(loss.detach()) * len(batch[1])
-        return total / len(examples)
+                steps += 1
+        return total / len(examples), steps
 
     def _own_loop(
         self,
@@ -224,7 +294,7 @@ class TorchTrainer:
         local: Local,
         half: ClientHalf,
         seed: int,
-    ) -> float | None:
+    ) -> tuple[float | None, int]:
         origin = {
             name: weight.detach().clone()
             for name, weight in model.named_parameters()
@@ -235,12 +305,15 @@ class TorchTrainer:
             batch_size=local.batch_size,
             lr=local.optimizer.lr,
             optimizer=local.optimizer,
-            hooks=Hooks(half.proximal_mu, origin),
+            hooks=Hooks(half.proximal_mu, origin, _tensors_of(half.correction or {})),
             seed=seed,
         )
         data = TensorExamples(*_tensors(examples, slice(None)))
         loss = self._program.call("train", model, data, config)
-        return None if loss is None else require_number(loss, "what train() returns")
+        steps = len(config.hooks.calls)
+        if half.counts_steps and not steps:
+            raise refusal("train() never called config.hooks.penalty(model), as the strategy needs")
+        return None if loss is None else require_number(loss, "what train() returns"), steps
 
     def _loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         loss = self._program.call("loss", model, batch)
@@ -339,6 +412,45 @@ def _federated(model: torch.nn.Module) -> dict[str, np.ndarray]:
             raise refusal(f"layer `{name}` is {tensor.dtype}; federated layers must be float32")
         arrays[name] = tensor.detach().cpu().numpy().copy()
     return arrays
+
+
+def _parameters(model: torch.nn.Module) -> frozenset[str]:
+    """Names of what gradients could move."""
+    return frozenset(name for name, _ in model.named_parameters(remove_duplicate=False))
+
+
+def _trainable(model: torch.nn.Module) -> frozenset[str]:
+    """Names of what gradients do move."""
+    named = model.named_parameters(remove_duplicate=False)
+    return frozenset(name for name, weight in named if weight.requires_grad)
+
+
+def _corrections(
+    model: torch.nn.Module, half: ClientHalf
+) -> list[tuple[torch.nn.Parameter, torch.Tensor]]:
+    """Parameters, and what is added to the gradient of each."""
+    given = _tensors_of(half.correction or {})
+    named = model.named_parameters()
+    return [(w, given[name].to(w.dtype)) for name, w in named if w.requires_grad and name in given]
+
+
+def _tensors_of(arrays: Parameters) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(np.array(x)) for name, x in arrays.items()}
+
+
+def _of_the_loop(half: ClientHalf, local: Local, steps: int) -> dict[str, float]:
+    """What the strategy asks to be told of the steps that were taken."""
+    told: dict[str, float] = {}
+    for name in half.scalars:
+        match name:
+            case "steps":
+                told[name] = float(steps)
+            case "rate":
+                told[name] = local.optimizer.lr
+            case "normaliser":
+                momentum = getattr(local.optimizer, "momentum", 0.0)
+                told[name] = normaliser(steps, momentum)
+    return told
 
 
 def _can_be_copied(model: torch.nn.Module) -> bool:

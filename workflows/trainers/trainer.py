@@ -7,7 +7,7 @@ model between calls but never carries anything of one site over to another.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -40,11 +40,18 @@ class Trained:
         delta: Local minus global parameters.
         num_examples: Training examples used.
         loss: Mean loss over the last epoch; None if the program does not tell.
+        scalars: What the client half asked for.
+        gradient: Of the mean loss at the global model, by layer that gradients move; empty if the
+            client half did not ask for it.
+        trainable: Layers that gradients move.
     """
 
     delta: dict[str, np.ndarray]
     num_examples: int
     loss: float | None
+    scalars: Mapping[str, float] = field(default_factory=dict)
+    gradient: Mapping[str, np.ndarray] = field(default_factory=dict)
+    trainable: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

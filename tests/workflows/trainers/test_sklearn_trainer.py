@@ -180,6 +180,8 @@ def test_a_linear_model_needs_the_size_of_the_data(tmp_path: Path) -> None:
         (Local(optimizer=Adam()), NO_HALF, "local.optimizer"),
         (Local(optimizer=Sgd(momentum=0.9)), NO_HALF, "local.optimizer"),
         (Local(), ClientHalf(proximal_mu=0.1), "proximal term"),
+        (Local(), ClientHalf(correction={}), "correction"),
+        (Local(), ClientHalf(scalars=("steps",)), "steps"),
     ],
 )
 def test_what_its_loop_cannot_do_is_refused_not_ignored(
