@@ -84,10 +84,12 @@ def test_every_strategy_has_the_kind_that_a_job_names() -> None:
         "fedadam",
         "fedavg",
         "fedavgm",
+        "feddyn",
         "fednova",
         "fedprox",
         "fedyogi",
         "qfedavg",
+        "scaffold",
     ]
 
 

@@ -16,6 +16,7 @@ from tests.workflows.jobs import (
     JOB,
     MODEL,
     OTHER_MODEL,
+    OWN_STEPS,
     OWN_TRAIN,
     TABLE,
     job,
@@ -51,6 +52,22 @@ FITS = {
     "FedProx and hooks": {
         "strategy": {"kind": "fedprox"},
         "program": {"kind": "bundle", "digest": HOOKED},
+    },
+    "control variates and hooks": {
+        "strategy": {"kind": "scaffold"},
+        "program": {"kind": "bundle", "digest": HOOKED},
+    },
+    "FedNova and momentum": {
+        "strategy": {"kind": "fednova"},
+        "local": {"optimizer": {"kind": "sgd", "momentum": 0.9}},
+    },
+    "FedDyn and Adam": {
+        "strategy": {"kind": "feddyn"},
+        "local": {"optimizer": {"kind": "adam"}},
+    },
+    "q-FedAvg and scikit-learn": {
+        "strategy": {"kind": "qfedavg"},
+        "program": {"kind": "builtin", "name": "linear"},
     },
     "FedAvg and a train without hooks": {"program": {"kind": "bundle", "digest": OWN_TRAIN}},
     "a median of three": {"strategy": {"kind": "coordinate-median"}, "cohort": {"size": 3}},
@@ -144,6 +161,45 @@ REFUSED: dict[str, tuple[dict[str, Any], type[JobError], tuple[str, ...], str]] 
         Inconsistent,
         ("strategy.kind", "program"),
         "use fedavg",
+    ),
+    "SCAFFOLD and scikit-learn": (
+        {"strategy": {"kind": "scaffold"}, "program": {"kind": "builtin", "name": "linear"}},
+        Inconsistent,
+        ("strategy.kind", "program"),
+        "use fedavg",
+    ),
+    "FedDyn and scikit-learn": (
+        {"strategy": {"kind": "feddyn"}, "program": {"kind": "builtin", "name": "linear"}},
+        Inconsistent,
+        ("strategy.kind", "program"),
+        "use fedavg",
+    ),
+    "FedNova and a train that counts no steps": (
+        {"strategy": {"kind": "fednova"}, "program": {"kind": "bundle", "digest": OWN_TRAIN}},
+        Inconsistent,
+        ("strategy.kind", "program"),
+        "hooks = true",
+    ),
+    "SCAFFOLD and momentum": (
+        {
+            "strategy": {"kind": "scaffold"},
+            "local": {"optimizer": {"kind": "sgd", "momentum": 0.9}},
+        },
+        Inconsistent,
+        ("local.optimizer", "strategy.kind"),
+        "kind: sgd",
+    ),
+    "FedNova and Adam": (
+        {"strategy": {"kind": "fednova"}, "local": {"optimizer": {"kind": "adam"}}},
+        Inconsistent,
+        ("local.optimizer", "strategy.kind"),
+        "kind: sgd",
+    ),
+    "FedNova and an optimizer of the program's own": (
+        {"strategy": {"kind": "fednova"}, "program": {"kind": "bundle", "digest": OWN_STEPS}},
+        Inconsistent,
+        ("strategy.kind", "program"),
+        "leave optimizer() out",
     ),
     "Adam and scikit-learn": (
         {

@@ -354,6 +354,70 @@ def test_the_strategys_client_half_and_the_deadline_reach_the_sites(tmp_path: Pa
     ] * 2
 
 
+def keeping(spoilt: str = "", how: Callable[[Parameters], Parameters] = dict) -> Reply:
+    """Sites that keep the number of the round; ``spoilt`` keeps what ``how`` makes of it."""
+
+    def reply(site: str, round_: int, params: Parameters) -> SiteUpdate | SiteFailure:
+        model = {name: x for name, x in params.items() if not name.startswith("control/")}
+        delta = delta_of(site, round_, model)
+        sent = {**delta, **{f"control/{name}": x / 2 for name, x in delta.items()}}
+        kept: Parameters = {name: np.full_like(x, round_) for name, x in model.items()}
+        if site == spoilt and round_ == 2:
+            kept = how(kept)
+        return SiteUpdate(site, sent, 1, None, 56, {}, kept)
+
+    return reply
+
+
+SPOILT: dict[str, Callable[[Parameters], Parameters]] = {
+    "nothing": lambda kept: {},
+    "another layer": lambda kept: {**kept, "more": np.zeros(2)},
+    "another shape": lambda kept: {**kept, "w": np.zeros((3, 2), np.float32)},
+    "another dtype": lambda kept: {**kept, "w": kept["w"].astype(np.float64)},
+    "no number": lambda kept: {**kept, "w": np.full((2, 3), np.nan, np.float32)},
+}
+
+
+@pytest.mark.parametrize("how", SPOILT.values(), ids=SPOILT.keys())
+def test_what_a_dropped_site_kept_is_as_it_was(
+    tmp_path: Path, how: Callable[[Parameters], Parameters]
+) -> None:
+    exchange = LocalSites(keeping(SITES[1], how))
+
+    root = federate(tmp_path / "run", job(strategy={"kind": "scaffold"}, rounds=3), exchange)
+
+    kept = [{site: m["b"].item() for site, m in q.memories.items()} for q in exchange.asked]
+    assert kept[0] == {}
+    assert kept[1] == dict.fromkeys(SITES, 1.0)
+    assert kept[2] == dict.fromkeys(SITES, 2.0) | {SITES[1]: 1.0}
+    assert [e.site for e in told(root) if isinstance(e, SiteDropped)] == [SITES[1]]
+    folder, last = StepFolder(root, "federate"), finished(root)[-1].checkpoint
+    recorded = read_checkpoint(folder.files.object(last).read_bytes())
+    assert {s: m["b"].item() for s, m in recorded.memories.items()} == dict.fromkeys(SITES, 3.0)
+
+
+def test_a_site_commits_itself_to_the_numbers_it_tells(tmp_path: Path) -> None:
+    def telling(steps: float) -> Reply:
+        def reply(site: str, round_: int, params: Parameters) -> SiteUpdate:
+            delta = delta_of(site, round_, params)
+            return SiteUpdate(site, delta, 1, None, 56, {"normaliser": steps})
+
+        return reply
+
+    spec = job(strategy={"kind": "fednova"}, rounds=1)
+    roots = [federate(tmp_path / f"{n}", spec, LocalSites(telling(n))) for n in (2.0, 3.0)]
+
+    one, other = ([c.update for c in transcripts_of(root)[0].commitments] for root in roots)
+    assert all(a != b for a, b in zip(one, other, strict=True))
+
+
+def test_a_site_that_does_not_tell_what_the_strategy_needs_is_dropped(tmp_path: Path) -> None:
+    cause = failure_of(tmp_path / "run", job(strategy={"kind": "fednova"}), LocalSites())
+
+    assert cause.code is CauseCode.UPDATE_INCOMPATIBLE
+    assert "normaliser" in cause.detail
+
+
 @given(seed=st.integers(0, 2**53 - 1), size=st.integers(1, 8), round_=st.integers(1, 100))
 def test_a_cohort_is_drawn_without_replacement_and_again_the_same(
     seed: int, size: int, round_: int
