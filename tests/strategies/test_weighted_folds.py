@@ -147,7 +147,7 @@ def test_a_site_that_tells_no_usable_number_is_refused_by_name(
         fold([told(1, 1.0, 5, **scalars)], strategy, SCALAR)
 
 
-@given(SITES, st.floats(0.5, 8))
+@given(SITES, st.floats(0.5, 8, width=32))
 def test_no_site_changes_a_sum_by_more_than_the_stated_sensitivity(
     sites: Drawn, clip: float
 ) -> None:
