@@ -297,9 +297,9 @@ def main() -> int:
         f"batches of {LOCAL.batch_size}; seeds {', '.join(map(str, SEEDS))}. Accuracy is on a "
         "fifth of the digits that no site has. Rounds to a goal: the first of three in a row at "
         "it; median, and each seed. Final: mean of the last ten rounds. Each optimiser's grid has "
-        "three values, judged on another seed by the mean accuracy over all rounds. Centralised training "
-        "passes as many examples a round as the cohort, drawn from all; alone is the mean over "
-        "sites that train by themselves as long as they would have been drawn.",
+        "three values, judged on another seed by the mean accuracy over all rounds. Centralised "
+        "training passes as many examples a round as the cohort, drawn from all; alone is the mean "
+        "over sites that train by themselves as long as they would have been drawn.",
         ["numpy", "torch"],
         measure,
     )

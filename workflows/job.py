@@ -337,6 +337,8 @@ class JobSpec(Value, frozen=True):
 
 # What `check` holds true, one rule each, in the order in which a developer would mend them.
 
+MOST_KEPT_MB: Final = 1024
+"""Most that simulated sites may keep together: it is in the checkpoint of every round."""
 LARGEST_INTEGER: Final = 2**53 - 1
 CLASS_METRICS: Final = frozenset({"accuracy", "auroc"})
 FRAMEWORK_MB: Final[Mapping[str, int]] = {"torch": 512, "sklearn": 256}
@@ -417,12 +419,28 @@ def _require_program(spec: JobSpec, capabilities: Capabilities) -> None:
             f"{facts.framework} itself leaves no room for a model below {needed} MiB",
             f"raise limits.memory_mb to {needed} or more",
         )
+    _require_room_for_memories(spec, facts)
     size = _size_bytes(facts) * _models_in_answer(spec.strategy)
     if not spec.program.config and size > spec.limits.output_mb << 20:
         raise Inconsistent(
             ("limits.output_mb", "program"),
             f"a site's answer takes {size} bytes, more than {spec.limits.output_mb} MiB",
             f"raise limits.output_mb to {-(-size >> 20)}",
+        )
+
+
+def _require_room_for_memories(spec: JobSpec, facts: ProgramFacts) -> None:
+    """What simulated sites keep fits into a round's checkpoint."""
+    if not spec.strategy.has_memory or spec.program.config:
+        return
+    sites, each = _partitioned(spec).sites, _size_bytes(facts)
+    if sites * each > MOST_KEPT_MB << 20:
+        raise Inconsistent(
+            ("strategy.kind", "data.sites"),
+            f"every site keeps {each} bytes for {_kind(spec.strategy)}, {sites} sites more than "
+            f"{MOST_KEPT_MB} MiB",
+            f"ask for at most {max(1, (MOST_KEPT_MB << 20) // each)} sites, or use another "
+            "strategy",
         )
 
 

@@ -20,6 +20,7 @@ BUNDLE = "sha256:" + "b1" * 32
 OWN_TRAIN = "sha256:" + "b2" * 32
 HOOKED = "sha256:" + "b3" * 32
 OWN_STEPS = "sha256:" + "b4" * 32
+HEAVY = "sha256:" + "b5" * 32
 TABLE = "sha256:" + "da" * 32
 MODEL = "sha256:" + "a1" * 32
 OTHER_MODEL = "sha256:" + "a2" * 32
@@ -52,6 +53,9 @@ CAPABILITIES = Capabilities(
         BUNDLE: CNN,
         OWN_TRAIN: msgspec.structs.replace(CNN, own_train=True),
         OWN_STEPS: msgspec.structs.replace(CNN, own_optimizer=True),
+        HEAVY: msgspec.structs.replace(
+            CNN, parameters=(Parameter(name="w", shape=(1 << 22,), dtype="float32"),)
+        ),
         HOOKED: msgspec.structs.replace(CNN, own_train=True, uses_hooks=True),
     },
     datasets={

@@ -12,6 +12,7 @@ from tests.workflows.jobs import (
     ABSENT,
     BUNDLE,
     CAPABILITIES,
+    HEAVY,
     HOOKED,
     JOB,
     MODEL,
@@ -179,6 +180,26 @@ REFUSED: dict[str, tuple[dict[str, Any], type[JobError], tuple[str, ...], str]] 
         Inconsistent,
         ("strategy.kind", "program"),
         "hooks = true",
+    ),
+    "SCAFFOLD and more than a checkpoint should hold": (
+        {
+            "strategy": {"kind": "scaffold"},
+            "program": {"kind": "bundle", "digest": HEAVY},
+            "data": {"sites": 65},
+        },
+        Inconsistent,
+        ("strategy.kind", "data.sites"),
+        "at most 64 sites",
+    ),
+    "SCAFFOLD and answers of three models": (
+        {
+            "strategy": {"kind": "scaffold"},
+            "program": {"kind": "bundle", "digest": HEAVY},
+            "limits": {"output_mb": 47},
+        },
+        Inconsistent,
+        ("limits.output_mb", "program"),
+        "raise limits.output_mb to 48",
     ),
     "SCAFFOLD and momentum": (
         {
