@@ -226,7 +226,8 @@ def measure() -> list[Figure]:
     found: dict[str, list[Curve]] = {}
     for (name, _, _), curve in zip(work, curves, strict=True):
         found.setdefault(name, []).append(curve)
-    write_plot(found, RESULTS / "convergence.png")
+    if "--keep" in sys.argv:
+        write_plot(found, RESULTS / "convergence.png")
     global _table
     _table = table(found, best)
     print(_table)
@@ -295,10 +296,10 @@ def main() -> int:
         f"batches of {LOCAL.batch_size}; seeds {', '.join(map(str, SEEDS))}. Accuracy is on a "
         "fifth of the digits that no site has. Rounds to a goal: the first of three in a row at "
         "it; median, and each seed. Final: mean of the last ten rounds. Each optimiser's grid has "
-        "three server rates (FedDyn: of alpha), judged on another seed by the mean accuracy over all "
-        "rounds; FedProx has mu = 0.01, q-FedAvg q = 0.1. Centralised "
-        "training passes as many examples a round as the cohort, drawn from all; alone is the mean "
-        "over sites that train by themselves as long as they would have been drawn.",
+        "three server rates (FedDyn: alphas), judged on another seed by the mean accuracy over all "
+        "rounds; FedProx has mu = 0.01, q-FedAvg q = 0.1. Centralised training "
+        "passes as many examples a round as the cohort, drawn from all; alone is the mean over "
+        "sites that train by themselves as long as they would have been drawn.",
         ["numpy", "torch"],
         measure,
     )
