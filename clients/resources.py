@@ -348,6 +348,7 @@ class CapabilitiesView(Resource, frozen=True):
     datasets: Mapping[str, DatasetFacts]
     onnx: tuple[str, ...]
     partitioners: tuple[str, ...]
+    selections: tuple[str, ...]
     optimizers: tuple[str, ...]
 
 

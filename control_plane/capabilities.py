@@ -14,6 +14,7 @@ from workflows.data.partitioners import AnyPartitioner
 from workflows.job import Local
 from workflows.programs import BUILTIN
 from workflows.runtime_headers import read_runtimes
+from workflows.selection import KINDS as SELECTIONS
 
 
 def read_capabilities() -> Capabilities:
@@ -47,6 +48,7 @@ def view(capabilities: Capabilities) -> CapabilitiesView:
         datasets=capabilities.datasets,
         onnx=capabilities.onnx,
         partitioners=_kinds(AnyPartitioner),
+        selections=tuple(SELECTIONS),
         optimizers=_kinds(_optimizers()),
     )
 

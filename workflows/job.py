@@ -19,6 +19,7 @@ from sharing.object_store import Digest, is_digest
 from strategies import AnyStrategy, FedAvg, Ring, RingTooSmall, Strategy
 from workflows.capabilities import Capabilities, DatasetFacts, ProgramFacts, RuntimeAbilities
 from workflows.data.partitioners import AnyPartitioner, ByLabel, Dirichlet, Iid
+from workflows.selection import AnySelection, Uniform
 
 Positive = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
@@ -179,16 +180,13 @@ class Local(Value, frozen=True):
     optimizer: Sgd | Adam = Sgd()
 
 
-class Uniform(Tagged, frozen=True, tag="uniform"):
-    """A cohort drawn uniformly without replacement, anew each round from the job's seed."""
-
-
 class Cohort(Value, frozen=True):
     """Who takes part in a round.
 
     Attributes:
         size: Sites a round; None for all of them.
-        minimum: Updates without which a round fails the run.
+        minimum: Updates without which a round fails the run. (A draw with fewer sites is no
+            failure: the round asks nobody, and the model stays what it was.)
         deadline_s: Longest a round waits for its sites, in seconds.
         on_site_failure: Whether a round goes on without a site that failed.
         selection: How the cohort is drawn.
@@ -198,7 +196,7 @@ class Cohort(Value, frozen=True):
     minimum: Count = 1
     deadline_s: Positive = 900.0
     on_site_failure: Literal["drop", "fail"] = "drop"
-    selection: Uniform = Uniform()
+    selection: AnySelection = Uniform()
 
 
 class NoCodec(Tagged, frozen=True, tag="none"):
@@ -320,8 +318,13 @@ class JobSpec(Value, frozen=True):
 
     @property
     def cohort_size(self) -> int:
-        """Most updates that one round can fold."""
+        """Sites that the job wants in a round."""
         return self.cohort.size or self.num_sites or 1
+
+    @property
+    def most_updates(self) -> int:
+        """Most updates that one round can fold."""
+        return self.cohort.selection.most(self.cohort_size, self.num_sites or self.cohort_size)
 
     def check(self, capabilities: Capabilities) -> JobSpec:
         """Return the job if its parts fit together and the platform can do what they ask.
@@ -541,8 +544,11 @@ def _require_cohort(spec: JobSpec, _: Capabilities) -> None:
         problem = f"{_kind(spec.strategy)} needs {needed} updates a round, {size} can come"
         mend = f"draw at least {needed} sites a round"
         raise Inconsistent(("strategy.kind", "cohort.size"), problem, mend)
+    if misfit := spec.cohort.selection.misfit(spec.cohort.size, sites):
+        fields = tuple(f"cohort.{field}" for field in misfit.fields)
+        raise Inconsistent(fields, misfit.problem, misfit.mend)
     try:
-        spec.ring.check(size)
+        spec.ring.check(spec.most_updates)
     except RingTooSmall as error:
         fields = ("ring.fraction_bits", "ring.magnitude", "ring.max_weight", "cohort.size")
         raise Inconsistent(fields, error.problem, error.mend) from error

@@ -8,6 +8,7 @@ and the transcript are on record, and a run that goes on from them computes the 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import Final, Literal, Protocol
 
 import msgspec
 import numpy as np
+from msgspec import UNSET
 
 from sharing.object_store import Digest, digest_of
 from strategies import (
@@ -38,7 +40,7 @@ from workflows.checkpoint import Best, Checkpoint, model_bytes, write_checkpoint
 from workflows.events import RoundFinished, RoundStarted, SiteDropped
 from workflows.job import JobSpec
 from workflows.run_folder import StepError, StepFolder
-from workflows.seeds import derive
+from workflows.selection import Asked, Drawing, Drawn
 from workflows.tasks import SiteFailure
 from workflows.transcript import (
     Commitment,
@@ -137,19 +139,25 @@ class Federation:
         sites: All of them, sorted.
         exchange: How.
         directions: Of the program's own metrics.
+        num_examples: That each site trains on, for draws that go by it.
         clock: Monotonic seconds.
     """
 
     sites: tuple[str, ...]
     exchange: Exchange
     directions: Mapping[str, Literal["maximize", "minimize"]] = field(default_factory=dict)
+    num_examples: Mapping[str, int] = field(default_factory=dict)
     clock: Callable[[], float] = time.monotonic
 
 
 @dataclass(slots=True, eq=False)
 class Gathering:
-    """A round's answers as they come in, apart from what was folded."""
+    """A round's answers as they come in, apart from what was folded.
 
+    ``asked`` are the sites that were, in the order in which they were.
+    """
+
+    asked: list[str] = field(default_factory=list)
     commitments: list[Commitment] = field(default_factory=list)
     failures: dict[str, Cause] = field(default_factory=dict)
     losses: dict[str, tuple[float, int]] = field(default_factory=dict)
@@ -176,12 +184,20 @@ def run_rounds(
     """
     spec = folder.plan.spec
     lines = [canonical_bytes(transcript) for transcript in transcripts]
+    asked: dict[str, Asked] = {}
+    for transcript in transcripts:
+        asked |= _asked_again(asked, transcript.cohort, transcript.round)
     checkpoint = start
     model = model_bytes(start.state.params)
     while checkpoint.state.round < spec.rounds:
         previous = digest_of(lines[-1]) if lines else None
-        checkpoint, line, model = _run_round(folder, federation, checkpoint, previous, model)
+        round_ = checkpoint.state.round + 1
+        drawn = draw_cohort(federation, spec, round_, asked)
+        checkpoint, line, model, cohort = _run_round(
+            folder, federation, checkpoint, drawn, previous, model
+        )
         lines.append(line)
+        asked |= _asked_again(asked, cohort, round_)
     best = checkpoint.best
     chosen = model_bytes(best.params) if best and spec.evaluate.select == "best" else model
     folder.put("model.safetensors", chosen)
@@ -193,29 +209,28 @@ def _run_round(
     folder: StepFolder,
     federation: Federation,
     before: Checkpoint,
+    drawn: Drawn,
     previous: Digest | None,
     previous_model: bytes,
-) -> tuple[Checkpoint, bytes, bytes]:
-    """One round; gives the new state, its transcript and its model as they are on record."""
+) -> tuple[Checkpoint, bytes, bytes, tuple[str, ...]]:
+    """One round; gives the new state, its transcript and its model as on record, and who was asked.
+
+    A round for which too few were drawn asks nobody and leaves the state as it was.
+    """
     spec, started = folder.plan.spec, federation.clock()
     round_ = before.state.round + 1
-    cohort = draw_cohort(federation.sites, spec, round_)
-    folder.tell(RoundStarted, round=round_, cohort=len(cohort))
+    folder.tell(RoundStarted, round=round_, cohort=len(drawn.sites))
 
     partial = spec.strategy.zero(before.state)
     partial.population = len(federation.sites)
     offered = spec.strategy.offer(before.state)
-    question = Question(
-        round=round_,
-        sites=cohort,
-        params=offered,
-        strategy=spec.strategy,
-        deadline_s=spec.cohort.deadline_s,
-        memories={s: before.memories[s] for s in cohort if s in before.memories},
-    )
-    gathering = _gather(folder, federation, question, before.state, partial)
-    require_quorum(spec, round_, cohort, gathering)
-    state = _step(spec, before.state, partial)
+    gathering = _gather(folder, federation, before, offered, drawn, partial)
+    cohort = tuple(sorted(gathering.asked))
+    if cohort:
+        require_quorum(spec, round_, cohort, gathering)
+        state = _step(spec, before.state, partial)
+    else:
+        state = dataclasses.replace(before.state, round=round_)
     model = model_bytes(state.params)
     metrics = _measure(folder, federation, state)
     after = Checkpoint(
@@ -240,6 +255,7 @@ def _run_round(
             ),
             sum=digest_of_fold(partial),
             model=digest_of(model),
+            counts=tuple(drawn.counts[site] for site in cohort) if drawn.counts else UNSET,
         )
     )
     folder.tell(
@@ -257,35 +273,82 @@ def _run_round(
         checkpoint=folder.keep(write_checkpoint(after)),
         transcript=folder.keep(transcript),
     )
-    return after, transcript, model
+    return after, transcript, model, cohort
 
 
-def draw_cohort(sites: Sequence[str], spec: JobSpec, round: int) -> tuple[str, ...]:
-    """Sites of a round, uniformly without replacement, sorted; the same for the same seed."""
-    size = min(spec.cohort.size or len(sites), len(sites))
-    if size == len(sites):
-        return tuple(sorted(sites))
-    rng = np.random.default_rng(derive(spec.init.seed, "cohort", round))
-    return tuple(sorted(sites[i] for i in rng.choice(len(sites), size, replace=False)))
+def draw_cohort(
+    federation: Federation, spec: JobSpec, round: int, asked: Mapping[str, Asked]
+) -> Drawn:
+    """Sites of a round as the job's selection draws them; none where it draws too few.
+
+    Args:
+        federation: Whose sites.
+        spec: The job.
+        round: From 1.
+        asked: When sites were asked before.
+    """
+    num_sites = len(federation.sites)
+    drawn = spec.cohort.selection.draw(
+        Drawing(
+            sites=federation.sites,
+            size=min(spec.cohort.size or num_sites, num_sites),
+            round=round,
+            seed=spec.init.seed,
+            num_examples=federation.num_examples,
+            asked=asked,
+        )
+    )
+    return drawn if len(drawn.sites) >= _fewest(spec) else Drawn(())
+
+
+def _asked_again(asked: Mapping[str, Asked], cohort: Sequence[str], round: int) -> dict[str, Asked]:
+    return {site: asked.get(site, Asked()).again(round) for site in cohort}
+
+
+def _fewest(spec: JobSpec) -> int:
+    """Updates without which there is no step."""
+    return max(spec.cohort.minimum, spec.strategy.min_updates)
 
 
 def _gather(
     folder: StepFolder,
     federation: Federation,
-    question: Question,
-    state: ServerState,
+    before: Checkpoint,
+    offered: Parameters,
+    drawn: Drawn,
     partial: Partial,
 ) -> Gathering:
-    """Ask the cohort and fold what comes into ``partial``."""
-    gathering = Gathering()
-    for outcome in federation.exchange.ask(question):
-        if isinstance(outcome, SiteUpdate):
-            cause = _fold(folder, outcome, state.params, partial, gathering)
-        else:
-            cause = outcome.cause
-        if cause:
-            cause = msgspec.structs.replace(cause, round=partial.round)
-            _drop(folder, gathering, cause)
+    """Ask the cohort, and a reserve for each site that is lost; fold what comes into ``partial``.
+
+    All of them share one deadline.
+    """
+    spec, gathering = folder.plan.spec, Gathering()
+    wave, reserve = drawn.sites, drawn.reserve
+    began, left_s = federation.clock(), spec.cohort.deadline_s
+    while wave and left_s > 0:
+        gathering.asked += wave
+        question = Question(
+            round=partial.round,
+            sites=wave,
+            params=offered,
+            strategy=spec.strategy,
+            deadline_s=left_s,
+            memories={site: before.memories[site] for site in wave if site in before.memories},
+        )
+        num_lost = 0
+        for outcome in federation.exchange.ask(question):
+            if isinstance(outcome, SiteUpdate):
+                cause = _fold(
+                    folder, outcome, before.state.params, drawn.counts, partial, gathering
+                )
+            else:
+                cause = outcome.cause
+            if cause:
+                cause = msgspec.structs.replace(cause, round=partial.round)
+                _drop(folder, gathering, cause)
+                num_lost += 1
+        wave, reserve = tuple(sorted(reserve[:num_lost])), reserve[num_lost:]
+        left_s = spec.cohort.deadline_s - (federation.clock() - began)
     return gathering
 
 
@@ -293,6 +356,7 @@ def _fold(
     folder: StepFolder,
     answer: SiteUpdate,
     params: Parameters,
+    counts: Mapping[str, int] | None,
     partial: Partial,
     gathering: Gathering,
 ) -> Cause | None:
@@ -311,7 +375,8 @@ def _fold(
             simulated_salt(plan.job, plan.plan_digest, site, partial.round), sent_by(answer)
         ),
     )
-    update = ModelUpdate(site, partial.round, answer.delta, answer.num_examples, answer.scalars)
+    weight = answer.num_examples if counts is None else counts[site]
+    update = ModelUpdate(site, partial.round, answer.delta, weight, answer.scalars)
     try:
         if spec.strategy.has_memory:
             require_memory(site, answer.memory, params)
@@ -358,7 +423,7 @@ def require_quorum(
     Raises:
         StepError: With the sites' own cause where all failed alike, else ``cohort-too-small``.
     """
-    minimum = max(spec.cohort.minimum, spec.strategy.min_updates)
+    minimum = _fewest(spec)
     folded = len(gathering.commitments)
     if folded >= minimum:
         return

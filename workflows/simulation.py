@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +26,7 @@ from workflows.checkpoint import (
 from workflows.job import Builtin, Bundle, FromModel, Partitioned
 from workflows.program import BundleError, ProgramManifest, read_manifest, unpack
 from workflows.programs import builtin_folder
+from workflows.rounds import Exchange, Federation
 from workflows.run_folder import StepError, StepFolder
 from workflows.tasks import AnyAnswer, Initial, Load, Open, OpenData, Prepare
 from workflows.transcript import RoundTranscript, TranscriptInvalid, verify_chain
@@ -41,12 +42,14 @@ class Simulation:
 
     Attributes:
         sites: Names, sorted.
+        num_examples: That each site trains on.
         facts: Of the program.
         manifest: Of the program.
         pool: Workers that have the program and the data.
     """
 
     sites: tuple[str, ...]
+    num_examples: Mapping[str, int]
     facts: ProgramFacts
     manifest: ProgramManifest
     pool: WorkerPool[Any]
@@ -108,7 +111,9 @@ def simulate(
             )
         )[0].answer
         print("workers are confined by: " + ", ".join(pool.confined), file=sys.stderr)  # noqa: T201
-        yield Simulation(tuple(sorted(prepared.sites)), opened.facts, manifest, pool)
+        num_examples = dict(zip(prepared.sites, prepared.num_examples, strict=True))
+        sites = tuple(sorted(prepared.sites))
+        yield Simulation(sites, num_examples, opened.facts, manifest, pool)
 
 
 def lay_program(folder: StepFolder) -> tuple[Path, ProgramManifest]:
@@ -148,6 +153,16 @@ def beginning(folder: StepFolder, simulation: Simulation) -> Checkpoint:
         built = simulation.pool.call(Initial()).result().arrays
         params = {name: built[name] for name in sorted(built)}  # as a checkpoint has them
     return Checkpoint(folder.plan.spec.strategy.init(params))
+
+
+def federation_of(simulation: Simulation, exchange: Exchange) -> Federation:
+    """The simulated sites, as the round loop knows them."""
+    return Federation(
+        simulation.sites,
+        exchange,
+        directions=simulation.manifest.metrics,
+        num_examples=simulation.num_examples,
+    )
 
 
 def record(folder: StepFolder) -> tuple[Checkpoint | None, list[RoundTranscript]]:
@@ -197,4 +212,4 @@ def _require_input(folder: StepFolder, name: str) -> Path:
 def _num_workers(folder: StepFolder) -> int:
     spec = folder.plan.spec
     asked = spec.runtime.workers or min(MOST_WORKERS, os.cpu_count() or 1)
-    return max(1, min(asked, spec.cohort_size))
+    return max(1, min(asked, spec.most_updates))

@@ -42,12 +42,14 @@ class Prepared(Answer, frozen=True, tag="prepared"):
 
     Attributes:
         sites: Names, in order.
+        num_examples: That each of them trains on.
         features: Shape of one example.
         num_classes: 0 for real-valued targets.
         central: Examples in the central part.
     """
 
     sites: tuple[str, ...]
+    num_examples: tuple[int, ...]
     features: tuple[int, ...]
     num_classes: int
     central: int

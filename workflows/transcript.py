@@ -49,7 +49,7 @@ class Commitment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     Attributes:
         site: Who.
-        num_examples: Weight of the update.
+        num_examples: Behind the update; its weight, unless ``RoundTranscript.counts`` is there.
         update: SHA-256 over salt and update (``commit``), so that it hides the update.
         public_key: Ed25519, 32 bytes as hex.
         signature: Over plan digest, round, site, num_examples and update; 64 bytes as hex.
@@ -87,7 +87,10 @@ class RoundTranscript(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         round: From 1.
         previous: Digest of the transcript before; None in round 1.
         previous_model: Digest of the model that the cohort was given.
-        cohort: Sites that were asked, sorted.
+        cohort: Sites that were asked, sorted; empty if the draw had too few.
+        counts: How often each site of the cohort counts in the sum, in the order of the cohort;
+            absent where it counts by its examples. (What is absent is not in the bytes, so that
+            transcripts from before there were counts keep their digest.)
         keys: Whether the sites' keys are their own, or made for a simulation.
         commitments: Of the updates in the sum, sorted by site.
         dropped: Sorted by site.
@@ -109,6 +112,7 @@ class RoundTranscript(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     sum: Digest
     model: Digest
     privacy: tuple[PrivacyEvent, ...] = ()
+    counts: tuple[int, ...] | msgspec.UnsetType = msgspec.UNSET
 
 
 def commit(salt: bytes, update: Parameters) -> Digest:
@@ -271,6 +275,11 @@ def _verify_cohort(transcript: RoundTranscript) -> None:
     if sorted(committed + dropped) != list(transcript.cohort):
         problem = "commitments and dropped are not together the cohort"
         raise TranscriptInvalid(transcript.round, problem)
+    counts = transcript.counts
+    if isinstance(counts, tuple) and (
+        len(counts) != len(transcript.cohort) or min(counts, default=1) < 1
+    ):
+        raise TranscriptInvalid(transcript.round, "counts are not of the cohort, one at least")
 
 
 def _verify_key(transcript: RoundTranscript, commitment: Commitment, keys: dict[str, str]) -> None:

@@ -166,6 +166,7 @@ class Workbench:
         self._data = open_prepared(folder)
         return Prepared(
             sites=tuple(self._data.sites),
+            num_examples=tuple(len(self._data.training(site)) for site in self._data.sites),
             features=self._data.features,
             num_classes=self._data.num_classes,
             central=len(self._data.central()),

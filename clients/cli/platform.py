@@ -59,5 +59,6 @@ def capabilities(as_json: AsJson = False) -> None:
         say(f"  {name:<16} {dataset.num_examples} examples, {classes}: {dataset.summary}")
     say(f"strategies   {', '.join(found.strategies)}")
     say(f"partitioners {', '.join(found.partitioners)}")
+    say(f"selections   {', '.join(found.selections)}")
     say(f"optimizers   {', '.join(found.optimizers)}")
     say(f"ONNX         {', '.join(found.onnx)}")

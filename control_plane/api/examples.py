@@ -235,6 +235,7 @@ BODIES: Final[Mapping[str, Any]] = {
         datasets={"digits": DATA_FACTS},
         onnx=("fp32",),
         partitioners=("iid", "dirichlet"),
+        selections=("poisson", "uniform"),
         optimizers=("sgd", "adam"),
     ),
     "StepEvents": StepEvents(

@@ -49,6 +49,13 @@ FITS = {
     "no metric and nothing held out": {"evaluate": {"metrics": []}, "data": {"holdout": 0}},
     "a central part": {"evaluate": {"where": "central"}, "data": {"central": 0.2, "holdout": 0}},
     "fewer sites a round": {"cohort": {"size": 5, "minimum": 5}},
+    "a Poisson draw": {"cohort": {"size": 5, "selection": {"kind": "poisson"}}},
+    "the first of more than are needed": {
+        "cohort": {"size": 5, "selection": {"kind": "over-selection", "factor": 3}}
+    },
+    "turns of sites that come and go": {
+        "cohort": {"size": 5, "selection": {"kind": "round-robin", "availability": 0.5}}
+    },
     "FedProx and the platform's trainer": {"strategy": {"kind": "fedprox", "mu": 0.1}},
     "FedProx and hooks": {
         "strategy": {"kind": "fedprox"},
@@ -312,6 +319,12 @@ REFUSED: dict[str, tuple[dict[str, Any], type[JobError], tuple[str, ...], str]] 
         ("cohort.size", "data.sites"),
         "at most 10",
     ),
+    "more sites called than there are": (
+        {"cohort": {"selection": {"kind": "over-selection"}}},
+        Inconsistent,
+        ("cohort.size", "cohort.selection.kind"),
+        "set cohort.size",
+    ),
     "a minimum larger than the cohort": (
         {"cohort": {"size": 3, "minimum": 4}},
         Inconsistent,
@@ -553,6 +566,15 @@ def test_the_mend_of_the_ring_mends_it() -> None:
     job(ring={"fraction_bits": 33}).check(CAPABILITIES)
 
 
+def test_the_ring_is_proved_for_the_largest_cohort_of_the_kind() -> None:
+    wide = {"fraction_bits": 34, "magnitude": 64, "max_weight": 1 << 20}
+    few = {"size": 5}
+
+    job(ring=wide, cohort=few).check(CAPABILITIES)
+    with pytest.raises(Inconsistent, match="a sum of 10 updates"):
+        job(ring=wide, cohort=few | {"selection": {"kind": "poisson"}}).check(CAPABILITIES)
+
+
 def test_a_platform_without_anything_refuses_in_words() -> None:
     empty = Capabilities(runtimes={}, strategies=(), programs={}, datasets={})
     with pytest.raises(Unsupported, match="there is no runtime flower"):
@@ -589,6 +611,9 @@ def test_every_field_is_written_out() -> None:
     [
         {"rouds": 3},
         {"cohort": {"sise": 3}},
+        {"cohort": {"selection": {"kind": "alphabetical"}}},
+        {"cohort": {"selection": {"kind": "round-robin", "availability": 0}}},
+        {"cohort": {"selection": {"kind": "over-selection", "factor": 0.9}}},
         {"rounds": "ten"},
         {"rounds": 0},
         {"rounds": 2.5},

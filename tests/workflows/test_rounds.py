@@ -24,7 +24,6 @@ from workflows.rounds import (
     Question,
     SiteMeasures,
     SiteUpdate,
-    draw_cohort,
     run_rounds,
     weighted_mean,
 )
@@ -88,7 +87,8 @@ def federate(
     inputs: Mapping[str, bytes] | None = None,
 ) -> Path:
     folder = StepFolder(lay(root, spec, inputs), "federate", clock=lambda: 0.0)
-    federation = Federation(SITES, exchange or LocalSites(), clock=lambda: 0.0)
+    sites = exchange or LocalSites()
+    federation = Federation(SITES, sites, clock=lambda: 0.0, num_examples=EXAMPLES)
     start, transcripts = Checkpoint(spec.strategy.init(START)), []
     if inputs:
         start = read_checkpoint(inputs["checkpoint.safetensors"])
@@ -418,27 +418,109 @@ def test_a_site_that_does_not_tell_what_the_strategy_needs_is_dropped(tmp_path: 
     assert "normaliser" in cause.detail
 
 
-@given(seed=st.integers(0, 2**53 - 1), size=st.integers(1, 8), round_=st.integers(1, 100))
-def test_a_cohort_is_drawn_without_replacement_and_again_the_same(
-    seed: int, size: int, round_: int
+EXAMPLES = {site: 10 * k for k, site in enumerate(SITES, start=1)}
+SELECTIONS: dict[str, dict[str, Any]] = {
+    "uniform": {},
+    "poisson": {},
+    "weighted": {},
+    "round-robin": {"availability": 0.6},
+    "over-selection": {"factor": 1.5},
+}
+
+
+def selecting(kind: str, **cohort: Any) -> dict[str, Any]:
+    return {"size": 2, "selection": {"kind": kind} | SELECTIONS[kind]} | cohort
+
+
+@pytest.mark.parametrize("kind", SELECTIONS)
+def test_a_run_of_any_selection_cut_after_any_round_ends_as_the_undisturbed_one(
+    tmp_path: Path, kind: str
 ) -> None:
-    spec = job(init={"kind": "seed", "seed": seed}, cohort={"size": size})
+    spec = job(rounds=6, cohort=selecting(kind))
+    whole = federate(tmp_path / "whole", spec)
 
-    cohort = draw_cohort(SITES, spec, round_)
-
-    assert len(cohort) == min(size, len(SITES)) == len(set(cohort))
-    assert set(cohort) <= set(SITES)
-    assert list(cohort) == sorted(cohort)
-    assert cohort == draw_cohort(SITES, spec, round_)
+    for on_record in range(1, 7):
+        resumed = federate(tmp_path / f"{on_record}", spec, inputs=inputs_after(whole, on_record))
+        assert outputs(resumed) == outputs(whole)
 
 
-def test_cohorts_are_uniform() -> None:
-    spec = job(cohort={"size": 2})
+def test_an_empty_draw_asks_nobody_and_leaves_the_model_as_it_was(tmp_path: Path) -> None:
+    exchange = LocalSites()
+    spec = job(rounds=30, cohort=selecting("poisson", size=1), strategy={"kind": "fedavgm"})
 
-    drawn = [site for round_ in range(1, 2001) for site in draw_cohort(SITES, spec, round_)]
+    root = federate(tmp_path / "run", spec, exchange)
 
-    expected, deviation = 800, math.sqrt(2000 * 0.4 * 0.6)
-    assert all(abs(drawn.count(site) - expected) < 5 * deviation for site in SITES)
+    transcripts, events = transcripts_of(root), finished(root)
+    idle = [one for one in transcripts if not one.cohort]
+    assert 3 <= len(idle) <= 20  # about a third
+    assert [q.round for q in exchange.asked] == [t.round for t in transcripts if t.cohort]
+    for one in idle:
+        assert one.model == one.previous_model
+        event = events[one.round - 1]
+        assert (event.sites, event.dropped, event.loss, event.bytes_down) == (0, 0, None, 0)
+        assert event.metrics
+    verify_chain(transcripts, plan=StepFolder(root, "federate").plan.plan_digest)
+
+
+def test_a_draw_below_the_minimum_asks_nobody(tmp_path: Path) -> None:
+    exchange = LocalSites()
+
+    federate(tmp_path / "run", job(rounds=30, cohort=selecting("poisson", minimum=2)), exchange)
+
+    assert 0 < len(exchange.asked) < 30
+    assert min(len(question.sites) for question in exchange.asked) == 2
+
+
+def test_a_weighted_cohort_counts_by_its_draws(tmp_path: Path) -> None:
+    spec = job(rounds=1, strategy={"kind": "fedavg"}, cohort=selecting("weighted", size=5))
+
+    root = federate(tmp_path / "run", spec)
+
+    (transcript,) = transcripts_of(root)
+    counts = transcript.counts
+    assert isinstance(counts, tuple)
+    assert sum(counts) == 5
+    assert max(counts) > 1
+    parts = list(zip(transcript.cohort, counts, strict=True))
+    for name, x in read_model(outputs(root)["model.safetensors"]).items():
+        mean = sum(count * delta_of(site, 1, START)[name] for site, count in parts) / 5
+        np.testing.assert_allclose(x, START[name] + mean, atol=1e-6)
+    assert [c.num_examples for c in transcript.commitments] == [
+        SITES.index(site) + 1 for site in transcript.cohort
+    ]
+
+
+def test_a_reserve_stands_in_for_a_site_that_is_lost(tmp_path: Path) -> None:
+    exchange = LocalSites(bad("none"))
+    spec = job(rounds=1, cohort=selecting("over-selection", size=3, minimum=3))
+
+    root = federate(tmp_path / "run", spec, exchange)
+
+    (transcript,) = transcripts_of(root)
+    assert [len(question.sites) for question in exchange.asked] == [3, 1]
+    assert [dropped.site for dropped in transcript.dropped] == [SITES[1]]
+    assert (len(transcript.cohort), len(transcript.commitments)) == (4, 3)
+    assert finished(root)[0].bytes_down == 4 * 32
+
+
+def test_no_reserve_is_asked_after_the_deadline(tmp_path: Path) -> None:
+    ticks = iter(range(0, 10_000, 60))
+    folder = StepFolder(
+        lay(
+            tmp_path / "run",
+            job(rounds=1, cohort=selecting("over-selection", size=3, deadline_s=60)),
+        ),
+        "federate",
+        clock=lambda: 0.0,
+    )
+    exchange = LocalSites(bad("none"))
+    federation = Federation(
+        SITES, exchange, clock=lambda: float(next(ticks)), num_examples=EXAMPLES
+    )
+
+    run_rounds(folder, federation, Checkpoint(folder.plan.spec.strategy.init(START)), [])
+
+    assert [len(question.sites) for question in exchange.asked] == [3]
 
 
 @given(

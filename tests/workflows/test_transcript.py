@@ -46,7 +46,7 @@ def committed(site: str, number: int, key: Ed25519PrivateKey | None = None) -> C
 
 
 def chain(length: int = 3, **fields: Any) -> list[RoundTranscript]:
-    """A run in which the last site drops out of round 2."""
+    """A run in which the last site drops out of round 2, and the second counts twice in round 3."""
     transcripts: list[RoundTranscript] = []
     for number in range(1, length + 1):
         dropped = SITES[2:] if number == 2 else ()
@@ -68,6 +68,7 @@ def chain(length: int = 3, **fields: Any) -> list[RoundTranscript]:
                     ),
                     sum=digest(f"sum {number}"),
                     model=digest(f"model {number}"),
+                    counts=(1, 2, 1) if number == 3 else msgspec.UNSET,
                 ),
                 **fields,
             )
@@ -153,6 +154,11 @@ def test_whatever_is_altered_the_chain_breaks(number: int, path: tuple[str | int
     assert refusal.value.round in (number + 1, number + 2)
 
 
+def test_counts_that_are_not_there_are_not_in_the_bytes() -> None:
+    assert "counts" not in plain(CHAIN[0])
+    assert plain(CHAIN[2])["counts"] == [1, 2, 1]
+
+
 def test_the_places_that_were_altered_are_all_there_are() -> None:
     assert {path[0] for _, path in PLACES} == set(RoundTranscript.__struct_fields__) - {"version"}
 
@@ -194,6 +200,8 @@ def forged_at(number: int, **fields: Any) -> list[RoundTranscript]:
     ("fields", "problem"),
     [
         ({"round": 3}, "round is 3, not 2"),
+        ({"counts": (1, 1)}, "counts are not of the cohort"),
+        ({"counts": (1, 0, 1)}, "counts are not of the cohort"),
         ({"plan": OTHER}, "plan is"),
         ({"job": "job-2"}, "job is job-2, not job-1"),
         ({"keys": "own"}, "keys is own, not simulated"),

@@ -56,10 +56,10 @@ from workflows.flower_grid import (
 )
 from workflows.frames import Blob
 from workflows.job import JobSpec, Local
-from workflows.rounds import Federation, Question, SiteMeasures, SiteUpdate, run_rounds
+from workflows.rounds import Question, SiteMeasures, SiteUpdate, run_rounds
 from workflows.run_folder import StepFolder, run_step
 from workflows.seeds import derive
-from workflows.simulation import beginning, record, simulate
+from workflows.simulation import beginning, federation_of, record, simulate
 from workflows.tasks import Answer, AnyTask, SiteFailure
 from workflows.workbench import Workbench
 from workflows.worker import serve
@@ -280,7 +280,7 @@ def federate(folder: StepFolder) -> None:
         start = recorded or beginning(folder, simulation)
 
         def run(exchange: GridExchange) -> None:
-            federation = Federation(simulation.sites, exchange, simulation.manifest.metrics)
+            federation = federation_of(simulation, exchange)
             run_rounds(folder, federation, start, transcripts)
 
         grid = WorkerGrid(simulation.pool, simulation.sites)

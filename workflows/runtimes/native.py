@@ -28,10 +28,10 @@ from workflows.causes import Cause, CauseCode
 from workflows.frames import Blob, FrameError, describe
 from workflows.job import JobSpec
 from workflows.model_file import ModelRef
-from workflows.rounds import Federation, Question, SiteMeasures, SiteUpdate, run_rounds
+from workflows.rounds import Question, SiteMeasures, SiteUpdate, run_rounds
 from workflows.run_folder import StepFolder, run_step
 from workflows.seeds import derive
-from workflows.simulation import beginning, record, simulate
+from workflows.simulation import beginning, federation_of, record, simulate
 from workflows.tasks import Measure, Reply, SiteFailure, Train, TrainedSite
 from workflows.workers import WorkerPool
 
@@ -116,7 +116,7 @@ def federate(folder: StepFolder) -> None:
     with simulate(folder) as simulation:
         start = recorded or beginning(folder, simulation)
         exchange = DirectExchange(simulation.pool, folder.plan.spec)
-        federation = Federation(simulation.sites, exchange, simulation.manifest.metrics)
+        federation = federation_of(simulation, exchange)
         run_rounds(folder, federation, start, transcripts)
 
 
