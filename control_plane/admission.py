@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
+import numpy as np
 from sqlalchemy import insert, select
 
 from clients.identity import Principal
@@ -121,6 +122,8 @@ def predict(admitted: Admitted, digest: str, steps: Mapping[str, tuple[str, ...]
     parameters = parameters_of(spec, admitted.capabilities)
     num_parameters = sum(math.prod(p.shape) for p in parameters)
     model_bytes = sum(math.prod(p.shape) * _item_bytes(p.dtype) for p in parameters)
+    forms = [spec.codec.form(tuple(p.shape), np.dtype(p.dtype)) for p in parameters]
+    update_bytes = sum(form.size_bytes for form in forms)
     ring_bytes = 8 * num_parameters
     # The server holds the model, its moments and the fold; a worker the model, its gradient, an
     # optimiser's memory and the update, and its part of the data lies in mapped files.
@@ -130,8 +133,8 @@ def predict(admitted: Admitted, digest: str, steps: Mapping[str, tuple[str, ...]
         plan_digest=digest,
         steps=steps,
         parameters=num_parameters,
-        bytes_per_site_and_round={"up": model_bytes, "down": model_bytes},
-        bytes_total=2 * model_bytes * spec.cohort_size * spec.rounds,
+        bytes_per_site_and_round={"up": update_bytes, "down": model_bytes},
+        bytes_total=(update_bytes + model_bytes) * spec.cohort_size * spec.rounds,
         memory_mb={"server": server_mb, "worker": worker_mb},
         epsilon=None,
     )

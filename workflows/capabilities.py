@@ -17,7 +17,7 @@ class RuntimeAbilities(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         modes: Of ``simulation`` and ``sites``.
         strategies: Kinds it folds; ``*`` for every kind there is.
         mechanisms: Kinds of privacy mechanism it enforces.
-        codecs: Kinds of update codec it speaks.
+        codecs: Kinds of update codec it speaks; ``*`` in a header for every kind there is.
     """
 
     summary: str

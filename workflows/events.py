@@ -67,7 +67,7 @@ class RoundFinished(StepEvent, frozen=True, kw_only=True, tag="round.finished"):
         dropped: Sites that were asked and did not answer well.
         loss: Mean training loss over the cohort, weighted by examples; None if not reported.
         metrics: Of the new global model, by name; empty in rounds without evaluation.
-        bytes_up: Bytes of updates from sites to server.
+        bytes_up: Bytes of updates from sites to server, as the codec encoded them.
         bytes_down: Bytes of models from server to sites.
         seconds: Wall time of the round.
         epsilon: Privacy loss so far; None without a mechanism that spends any.

@@ -18,6 +18,7 @@ from privacy import AnyMechanism, Protection
 from sharing.object_store import Digest, is_digest
 from strategies import AnyStrategy, FedAvg, Ring, RingTooSmall, Strategy
 from workflows.capabilities import Capabilities, DatasetFacts, ProgramFacts, RuntimeAbilities
+from workflows.codecs import AnyCodec, NoCodec
 from workflows.data.partitioners import AnyPartitioner, ByLabel, Dirichlet, Iid
 from workflows.selection import AnySelection, Uniform
 
@@ -199,10 +200,6 @@ class Cohort(Value, frozen=True):
     selection: AnySelection = Uniform()
 
 
-class NoCodec(Tagged, frozen=True, tag="none"):
-    """Updates travel as they are."""
-
-
 class Limits(Value, frozen=True):
     """What the developer's code may take, per process; beyond it the process is ended.
 
@@ -303,7 +300,7 @@ class JobSpec(Value, frozen=True):
     privacy: tuple[AnyMechanism, ...] = ()
     protect: Protection | None = None
     cohort: Cohort = Cohort()
-    codec: NoCodec = NoCodec()
+    codec: AnyCodec = NoCodec()
     ring: Ring = Ring()
     rounds: Annotated[int, Meta(ge=1, le=100_000)] = 10
     limits: Limits = Limits()
@@ -385,6 +382,13 @@ def _require_runtime(spec: JobSpec, capabilities: Capabilities) -> None:
     if (codec := _kind(spec.codec)) not in runtime.codecs:
         problem = f"runtime {spec.runtime.kind} does not speak {codec}"
         raise Unsupported(("codec.kind",), problem, f"use {_one_of(runtime.codecs)}")
+    if spec.strategy.has_memory and not isinstance(spec.codec, NoCodec):
+        raise Inconsistent(
+            ("codec.kind", "strategy.kind"),
+            f"what a site keeps under {_kind(spec.strategy)} must be what the server was sent, "
+            f"and {codec} changes that on its way",
+            "use the codec none, or a strategy whose sites keep nothing",
+        )
 
 
 def _require_privacy(spec: JobSpec, capabilities: Capabilities) -> None:

@@ -37,9 +37,11 @@ from strategies import (
 from workflows.canonical import canonical_bytes
 from workflows.causes import Cause, CauseCode
 from workflows.checkpoint import Best, Checkpoint, model_bytes, write_checkpoint
+from workflows.codecs import Undecodable
 from workflows.events import RoundFinished, RoundStarted, SiteDropped
 from workflows.job import JobSpec
 from workflows.run_folder import StepError, StepFolder
+from workflows.seeds import derive
 from workflows.selection import Asked, Drawing, Drawn
 from workflows.tasks import SiteFailure
 from workflows.transcript import (
@@ -88,7 +90,8 @@ class SiteUpdate:
 
     Attributes:
         site: Whose.
-        delta: Local minus global parameters, and what travels beside them.
+        delta: Local minus global parameters and what travels beside them, as the job's codec
+            encodes them.
         num_examples: Behind the delta.
         loss: Of the local training; None if not told.
         size_bytes: That travelled.
@@ -154,9 +157,11 @@ class Federation:
 class Gathering:
     """A round's answers as they come in, apart from what was folded.
 
-    ``asked`` are the sites that were, in the order in which they were.
+    ``asked`` are the sites that were, in the order in which they were; ``counts`` is how often each
+    counts, None where it counts by its examples.
     """
 
+    counts: Mapping[str, int] | None = None
     asked: list[str] = field(default_factory=list)
     commitments: list[Commitment] = field(default_factory=list)
     failures: dict[str, Cause] = field(default_factory=dict)
@@ -305,6 +310,11 @@ def _asked_again(asked: Mapping[str, Asked], cohort: Sequence[str], round: int) 
     return {site: asked.get(site, Asked()).again(round) for site in cohort}
 
 
+def codec_seed(spec: JobSpec, round: int, site: str) -> int:
+    """Seed of whatever is random in a site's encoded update; both ends know it."""
+    return derive(spec.init.seed, "codec", round, site)
+
+
 def _fewest(spec: JobSpec) -> int:
     """Updates without which there is no step."""
     return max(spec.cohort.minimum, spec.strategy.min_updates)
@@ -322,7 +332,7 @@ def _gather(
 
     All of them share one deadline.
     """
-    spec, gathering = folder.plan.spec, Gathering()
+    spec, gathering = folder.plan.spec, Gathering(drawn.counts)
     wave, reserve = drawn.sites, drawn.reserve
     began, left_s = federation.clock(), spec.cohort.deadline_s
     while wave and left_s > 0:
@@ -338,9 +348,7 @@ def _gather(
         num_lost = 0
         for outcome in federation.exchange.ask(question):
             if isinstance(outcome, SiteUpdate):
-                cause = _fold(
-                    folder, outcome, before.state.params, drawn.counts, partial, gathering
-                )
+                cause = _fold(folder, outcome, before.state.params, partial, gathering)
             else:
                 cause = outcome.cause
             if cause:
@@ -355,12 +363,15 @@ def _gather(
 def _fold(
     folder: StepFolder,
     answer: SiteUpdate,
-    params: Parameters,
-    counts: Mapping[str, int] | None,
+    model: Parameters,
     partial: Partial,
     gathering: Gathering,
 ) -> Cause | None:
-    """Bind the site to its update, then fold it; the cause if it can't be."""
+    """Bind the site to what it sent, then decode and fold that; the cause if it can't be.
+
+    The commitment is over the encoded update: a site signs the very arrays that it sends, and what
+    is folded follows from them by the plan's codec, the round and the site alone.
+    """
     plan, spec, site = folder.plan, folder.plan.spec, answer.site
     if not 1 <= answer.num_examples <= spec.ring.max_weight:  # nothing to be signed
         detail = f"weight {answer.num_examples} is not in 1..{spec.ring.max_weight}"
@@ -375,12 +386,15 @@ def _fold(
             simulated_salt(plan.job, plan.plan_digest, site, partial.round), sent_by(answer)
         ),
     )
-    weight = answer.num_examples if counts is None else counts[site]
-    update = ModelUpdate(site, partial.round, answer.delta, weight, answer.scalars)
+    weight = gathering.counts[site] if gathering.counts else answer.num_examples
     try:
+        delta = spec.codec.decode(answer.delta, model, codec_seed(spec, partial.round, site))
+        update = ModelUpdate(site, partial.round, delta, weight, answer.scalars)
         if spec.strategy.has_memory:
-            require_memory(site, answer.memory, params)
+            require_memory(site, answer.memory, model)
         spec.strategy.accumulate(partial, update, spec.ring)
+    except Undecodable as error:
+        return Cause(code=CauseCode.UPDATE_INCOMPATIBLE, detail=str(error), site=site)
     except UpdateRefused as refused:
         code = next(code for kind, code in _REFUSALS if isinstance(refused, kind))
         return Cause(code=code, detail=refused.reason, site=site)

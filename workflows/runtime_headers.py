@@ -9,6 +9,7 @@ in the table ``[tool.foedus]``, its abilities:
     # [tool.foedus]
     # summary = "Flower, with its rounds over the Grid"
     # modes = ["simulation"]
+    # codecs = ["*"]
     # ///
 
 Source: PEP 723, inline script metadata; the expression that finds a block is its own.
@@ -26,6 +27,7 @@ import msgspec
 
 from strategies import KINDS
 from workflows.capabilities import RuntimeAbilities
+from workflows.codecs import KINDS as CODECS
 
 RUNTIMES: Final = Path(__file__).parent / "runtimes"
 BLOCK: Final = re.compile(
@@ -77,6 +79,9 @@ def read_header(script: Path) -> RuntimeAbilities | None:
         raise HeaderInvalid(f"{script.name}: [tool.foedus]: {error}") from error
     _require_known(script, "modes", abilities.modes, MODES)
     _require_known(script, "strategies", abilities.strategies, {"*", *KINDS})
+    _require_known(script, "codecs", abilities.codecs, {"*", *CODECS})
+    if "*" in abilities.codecs:
+        abilities = msgspec.structs.replace(abilities, codecs=tuple(CODECS))
     return abilities
 
 

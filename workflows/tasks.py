@@ -16,6 +16,7 @@ import numpy as np
 from strategies import AnyStrategy
 from workflows.capabilities import ProgramFacts
 from workflows.causes import Cause
+from workflows.codecs import AnyCodec, NoCodec
 from workflows.frames import ArraySpec, arrays_from
 from workflows.job import Local, Partitioned
 from workflows.model_file import ModelRef
@@ -62,7 +63,7 @@ class Arrays(Answer, frozen=True, tag="arrays"):
 
 
 class TrainedSite(Answer, frozen=True, tag="trained"):
-    """The blobs are what one site sends, and after that what it keeps.
+    """The blobs are what one site sends, encoded, and after that what it keeps.
 
     Attributes:
         arrays: The delta and what travels beside it.
@@ -171,6 +172,8 @@ class Train(Task, frozen=True, tag="train"):
         strategy: Whose client half applies.
         seed: Of this site and round.
         memory: What the blobs are.
+        codec: How the answer is encoded.
+        codec_seed: Of what is random in that.
     """
 
     answered_by: ClassVar[type[Answer]] = TrainedSite
@@ -180,6 +183,8 @@ class Train(Task, frozen=True, tag="train"):
     strategy: AnyStrategy
     seed: int
     memory: tuple[ArraySpec, ...] = ()
+    codec: AnyCodec = NoCodec()
+    codec_seed: int = 0
 
 
 class Measure(Task, frozen=True, tag="measure"):

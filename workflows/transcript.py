@@ -50,7 +50,7 @@ class Commitment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     Attributes:
         site: Who.
         num_examples: Behind the update; its weight, unless ``RoundTranscript.counts`` is there.
-        update: SHA-256 over salt and update (``commit``), so that it hides the update.
+        update: SHA-256 over salt and update as it travelled (``commit``), so that it hides it.
         public_key: Ed25519, 32 bytes as hex.
         signature: Over plan digest, round, site, num_examples and update; 64 bytes as hex.
     """

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from strategies import Strategy
+from strategies import Parameters, Strategy
+from workflows.causes import Cause, CauseCode
+from workflows.codecs import AnyCodec, Unencodable
 from workflows.data.examples import Examples
 from workflows.data.preparation import Prepared as PreparedData
 from workflows.data.preparation import open_prepared, prepare
@@ -35,7 +37,7 @@ from workflows.tasks import (
 )
 from workflows.trainers import load_trainer
 from workflows.trainers.client_half import Share, train_site
-from workflows.trainers.trainer import Measured, Trainer
+from workflows.trainers.trainer import Measured, ProgramError, Trainer
 
 
 class NotOpened(Exception):
@@ -112,7 +114,8 @@ class Workbench:
                     arrays_from(task.memory, blobs),
                     task.seed,
                 )
-                specs, made = describe(trained.share.sent)
+                sent = encoded(trained.share.sent, task.codec, task.codec_seed)
+                specs, made = describe(sent)
                 kept, to_keep = describe(trained.share.memory)
                 answer = TrainedSite(
                     arrays=specs,
@@ -171,6 +174,19 @@ class Workbench:
             num_classes=self._data.num_classes,
             central=len(self._data.central()),
         )
+
+
+def encoded(delta: Parameters, codec: AnyCodec, seed: int) -> dict[str, np.ndarray]:
+    """``delta`` as it leaves the site.
+
+    Raises:
+        ProgramError: The codec has no form for a value of it.
+    """
+    try:
+        return codec.encode(delta, seed)
+    except Unencodable as error:
+        cause = Cause(code=CauseCode.UPDATE_NOT_FINITE, detail=f"after training, {error}")
+        raise ProgramError(cause) from error
 
 
 def some_samples(data: PreparedData, num_samples: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from datetime import timedelta
 
 import msgspec
@@ -21,7 +22,9 @@ from sharing.object_store import digest_of
 from strategies import FedAvg
 from tests.control_plane.conftest import People, job_spec
 from workflows.capabilities import DatasetFacts, Parameter, ProgramFacts
+from workflows.codecs.int8 import Int8
 from workflows.job import (
+    Builtin,
     Bundle,
     Cohort,
     FromModel,
@@ -33,6 +36,7 @@ from workflows.job import (
     Unsupported,
 )
 from workflows.plan import plan_digest
+from workflows.programs import BUILTIN
 from workflows.run import Desired, Phase
 
 pytestmark = pytest.mark.anyio
@@ -268,6 +272,19 @@ async def test_a_dry_run_predicts_and_records_nothing(platform: Platform, admin:
     assert found.plan_digest == plan_digest(spec, platform.environment)
     assert found.epsilon is None
     assert await count_jobs(platform) == 0
+
+
+async def test_a_dry_run_counts_the_bytes_of_the_codec(
+    platform: Platform, admin: Principal
+) -> None:
+    spec = job_spec(program=Builtin(name="digits-mlp"), rounds=7)
+    sizes = [math.prod(parameter.shape) for parameter in BUILTIN["digits-mlp"].parameters]
+
+    found = await dry_run(platform, admin, msgspec.structs.replace(spec, codec=Int8(bucket=64)))
+
+    up, down = sum(4 * -(-size // 64) + size for size in sizes), 4 * sum(sizes)
+    assert found.bytes_per_site_and_round == {"up": up, "down": down}
+    assert found.bytes_total == (up + down) * spec.cohort_size * 7
 
 
 async def test_what_was_admitted_survives_a_new_process(

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
 from sharing.object_store import digest_of
@@ -134,6 +137,47 @@ def test_killed_workers_do_not_show_in_the_result(tmp_path: Path) -> None:
     assert len(workers) == 2
     assert not any(is_running(pid) for pid in workers)
     assert outputs(root) == outputs(quiet)
+
+
+EXCHANGES: dict[str, dict[str, Any]] = {
+    "Poisson and bytes": {
+        "cohort": {"size": 3, "selection": {"kind": "poisson"}},
+        "codec": {"kind": "int8", "bucket": 64},
+    },
+    "over-selection and a mask": {
+        "cohort": {"size": 2, "selection": {"kind": "over-selection"}},
+        "codec": {"kind": "random-mask", "fraction": 0.5},
+    },
+}
+
+
+@pytest.mark.parametrize("fields", EXCHANGES.values(), ids=EXCHANGES)
+def test_neither_selection_nor_codec_lets_runtime_workers_or_a_resumption_show(
+    tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    program = linear(tmp_path)
+
+    def laid(name: str, kind: str, workers: int, inputs: Mapping[str, bytes]) -> Path:
+        runtime = {"kind": kind, "workers": workers}
+        spec = job(program=own(program), runtime=runtime, rounds=4, **fields)
+        return lay(tmp_path / name, spec, program | inputs)
+
+    one = laid("one", "native", 1, {})
+    assert run(one) == 0, (one / "federate.log").read_text()
+    four = laid("four", "flower", 4, {})
+    resumed = laid("resumed", "native", 4, inputs_after(one, 2))
+    with start(four, "flower") as first, start(resumed, "native") as second:
+        assert (first.wait(120), second.wait(120)) == (0, 0)
+
+    assert outputs(resumed) == outputs(one)
+    assert outputs(four)["model.safetensors"] == outputs(one)["model.safetensors"]
+    assert [event.model for event in finished(four)] == [event.model for event in finished(one)]
+    update = {"w": (10, 64), "b": (10,)}
+    codec = job(**fields).codec
+    size = sum(codec.form(shape, np.dtype(np.float64)).size_bytes for shape in update.values())
+    assert [event.bytes_up for event in finished(one)] == [
+        event.sites * size for event in finished(one)
+    ]
 
 
 def test_a_run_starts_from_an_earlier_model(tmp_path: Path) -> None:

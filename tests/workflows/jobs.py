@@ -40,7 +40,7 @@ CAPABILITIES = Capabilities(
             strategies=("fedavg",),
             mechanisms=("dp-sgd",),
         ),
-        "zipping": RuntimeAbilities(summary="Zips", modes=("simulation",), codecs=("zip",)),
+        "zipping": RuntimeAbilities(summary="Zips", modes=("simulation",), codecs=("int8",)),
         "sites": RuntimeAbilities(summary="Real sites", modes=("simulation", "sites")),
     },
     strategies=tuple(KINDS),

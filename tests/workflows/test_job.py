@@ -49,6 +49,7 @@ FITS = {
     "no metric and nothing held out": {"evaluate": {"metrics": []}, "data": {"holdout": 0}},
     "a central part": {"evaluate": {"where": "central"}, "data": {"central": 0.2, "holdout": 0}},
     "fewer sites a round": {"cohort": {"size": 5, "minimum": 5}},
+    "updates as bytes": {"runtime": {"kind": "zipping"}, "codec": {"kind": "int8"}},
     "a Poisson draw": {"cohort": {"size": 5, "selection": {"kind": "poisson"}}},
     "the first of more than are needed": {
         "cohort": {"size": 5, "selection": {"kind": "over-selection", "factor": 3}}
@@ -128,10 +129,10 @@ REFUSED: dict[str, tuple[dict[str, Any], type[JobError], tuple[str, ...], str]] 
         "simulation",
     ),
     "a codec that the runtime does not speak": (
-        {"runtime": {"kind": "zipping"}},
+        {"codec": {"kind": "int8"}},
         Unsupported,
         ("codec.kind",),
-        "use zip",
+        "use none",
     ),
     "a mechanism that nothing enforces": (
         {"privacy": [MASKS]},
@@ -479,6 +480,16 @@ REFUSED: dict[str, tuple[dict[str, Any], type[JobError], tuple[str, ...], str]] 
         ("limits.memory_mb",),
         "smaller number",
     ),
+    "a codec under a strategy whose sites keep something": (
+        {
+            "strategy": {"kind": "scaffold"},
+            "codec": {"kind": "int8"},
+            "runtime": {"kind": "zipping"},
+        },
+        Inconsistent,
+        ("codec.kind", "strategy.kind"),
+        "use the codec none",
+    ),
     "less memory than the framework takes": (
         {"limits": {"memory_mb": 256}},
         Inconsistent,
@@ -612,6 +623,8 @@ def test_every_field_is_written_out() -> None:
         {"rouds": 3},
         {"cohort": {"sise": 3}},
         {"cohort": {"selection": {"kind": "alphabetical"}}},
+        {"codec": {"kind": "zip"}},
+        {"codec": {"kind": "random-mask", "fraction": 0}},
         {"cohort": {"selection": {"kind": "round-robin", "availability": 0}}},
         {"cohort": {"selection": {"kind": "over-selection", "factor": 0.9}}},
         {"rounds": "ten"},

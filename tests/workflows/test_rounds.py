@@ -24,6 +24,7 @@ from workflows.rounds import (
     Question,
     SiteMeasures,
     SiteUpdate,
+    codec_seed,
     run_rounds,
     weighted_mean,
 )
@@ -416,6 +417,82 @@ def test_a_site_that_does_not_tell_what_the_strategy_needs_is_dropped(tmp_path: 
 
     assert cause.code is CauseCode.UPDATE_INCOMPATIBLE
     assert "normaliser" in cause.detail
+
+
+CODECS: dict[str, dict[str, Any]] = {
+    "fp16": {"kind": "fp16"},
+    "int8": {"kind": "int8", "bucket": 8},
+    "random-mask": {"kind": "random-mask", "fraction": 0.5},
+}
+
+
+def encoding(spec: JobSpec) -> Reply:
+    """Sites that answer as the job's codec has it."""
+
+    def reply(site: str, round_: int, params: Parameters) -> SiteUpdate:
+        delta, weight = delta_of(site, round_, params), SITES.index(site) + 1
+        encoded = spec.codec.encode(delta, codec_seed(spec, round_, site))
+        size = sum(x.nbytes for x in encoded.values())
+        return SiteUpdate(site, encoded, weight, None, size)
+
+    return reply
+
+
+@pytest.mark.parametrize(
+    ("kind", "size"), [("fp16", 2 + 12), ("int8", 5 + 10), ("random-mask", 8 + 12)]
+)
+def test_what_travels_is_counted_and_committed_to_and_what_it_stands_for_is_folded(
+    tmp_path: Path, kind: str, size: int
+) -> None:
+    spec = job(rounds=1, strategy={"kind": "fedavg"}, codec=CODECS[kind])
+
+    root = federate(tmp_path / "run", spec, LocalSites(encoding(spec)))
+
+    (transcript,), (event,) = transcripts_of(root), finished(root)
+    assert event.bytes_up == 5 * size
+    expected = {name: np.zeros(x.shape) for name, x in START.items()}
+    for k, commitment in enumerate(transcript.commitments, start=1):
+        seed = derive(spec.init.seed, "codec", 1, commitment.site)
+        encoded = spec.codec.encode(delta_of(commitment.site, 1, START), seed)
+        salt = simulated_salt("job-1", transcript.plan, commitment.site, 1)
+        assert commitment.update == commit(salt, encoded)
+        for name, x in spec.codec.decode(encoded, START, seed).items():
+            expected[name] += k / 15 * x
+    for name, x in read_model(outputs(root)["model.safetensors"]).items():
+        np.testing.assert_allclose(x, START[name] + expected[name], atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", CODECS)
+def test_a_run_with_a_codec_cut_after_any_round_ends_as_the_undisturbed_one(
+    tmp_path: Path, kind: str
+) -> None:
+    spec = job(rounds=4, cohort={"size": 3}, codec=CODECS[kind])
+    exchange = LocalSites(encoding(spec))
+    whole = federate(tmp_path / "whole", spec, exchange)
+
+    for on_record in range(1, 5):
+        inputs = inputs_after(whole, on_record)
+        assert outputs(federate(tmp_path / f"{on_record}", spec, exchange, inputs)) == outputs(
+            whole
+        )
+
+
+@pytest.mark.parametrize("kind", CODECS)
+def test_an_update_that_the_codec_did_not_make_is_dropped(tmp_path: Path, kind: str) -> None:
+    spec = job(rounds=1, codec=CODECS[kind])
+    good = encoding(spec)
+
+    def reply(site: str, round_: int, params: Parameters) -> SiteUpdate | SiteFailure:
+        if site != SITES[1]:
+            return good(site, round_, params)
+        return SiteUpdate(site, {n: np.zeros(3) for n in params}, 1, None, 48)
+
+    root = federate(tmp_path / "run", spec, LocalSites(reply))
+
+    (dropped,) = transcripts_of(root)[0].dropped
+    assert (dropped.site, dropped.cause) == (SITES[1], CauseCode.UPDATE_INCOMPATIBLE)
+    (event,) = (e for e in told(root) if isinstance(e, SiteDropped))
+    assert "came as float64 shaped (3,), not" in event.cause.detail
 
 
 EXAMPLES = {site: 10 * k for k, site in enumerate(SITES, start=1)}

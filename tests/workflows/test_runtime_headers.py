@@ -55,6 +55,13 @@ def test_what_a_header_leaves_out_is_modest(tmp_path: Path) -> None:
     assert abilities == RuntimeAbilities(summary="x", modes=("simulation",))
 
 
+def test_a_star_is_every_codec_there_is(tmp_path: Path) -> None:
+    abilities = read_header(script(tmp_path, FULL.replace('codecs = ["none"]', 'codecs = ["*"]')))
+
+    assert abilities
+    assert abilities.codecs == ("fp16", "int8", "none", "random-mask")
+
+
 def test_a_folder_gives_its_runtimes_sorted_and_skips_other_modules(tmp_path: Path) -> None:
     script(tmp_path, SHORT, "zeta.py")
     script(tmp_path, FULL, "alpha.py")
@@ -82,9 +89,10 @@ def test_a_script_is_never_imported(tmp_path: Path) -> None:
         (SHORT.replace('["simulation"]', '"simulation"'), "Expected `array`"),
         (SHORT.replace("simulation", "dreams"), "modes: there is no dreams"),
         (SHORT.replace("# ///\n", '# strategies = ["fedsgd"]\n# ///\n'), "there is no fedsgd"),
+        (FULL.replace('["none"]', '["zip"]'), "codecs: there is no zip"),
         (SHORT + "\n" + SHORT, "2 script headers"),
     ],
-    ids=["text", "table", "scalar", "field", "type", "mode", "strategy", "twice"],
+    ids=["text", "table", "scalar", "field", "type", "mode", "strategy", "codec", "twice"],
 )
 def test_a_wrong_header_is_refused_by_name(tmp_path: Path, text: str, problem: str) -> None:
     script(tmp_path, text)

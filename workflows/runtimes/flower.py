@@ -9,7 +9,7 @@
 # modes = ["simulation"]
 # strategies = ["*"]
 # mechanisms = []
-# codecs = ["none"]
+# codecs = ["*"]
 # ///
 """Rounds as a Flower ServerApp; local training as a Flower ClientApp.
 
@@ -42,6 +42,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from strategies import AnyStrategy, Parameters
 from workflows.causes import Cause, CauseCode
+from workflows.codecs import AnyCodec
 from workflows.flower_grid import (
     ANSWERS,
     RUN_ID,
@@ -56,12 +57,12 @@ from workflows.flower_grid import (
 )
 from workflows.frames import Blob
 from workflows.job import JobSpec, Local
-from workflows.rounds import Question, SiteMeasures, SiteUpdate, run_rounds
+from workflows.rounds import Question, SiteMeasures, SiteUpdate, codec_seed, run_rounds
 from workflows.run_folder import StepFolder, run_step
 from workflows.seeds import derive
 from workflows.simulation import beginning, federation_of, record, simulate
 from workflows.tasks import Answer, AnyTask, SiteFailure
-from workflows.workbench import Workbench
+from workflows.workbench import Workbench, encoded
 from workflows.worker import serve
 from workflows.workers import Station
 
@@ -75,6 +76,8 @@ class TrainConfig(msgspec.Struct, frozen=True):
     local: Local
     strategy: AnyStrategy
     seed: int
+    codec: AnyCodec
+    codec_seed: int
 
 
 class GridExchange:
@@ -101,6 +104,8 @@ class GridExchange:
                     self._spec.local,
                     question.strategy,
                     derive(self._spec.init.seed, "train", question.round, site),
+                    self._spec.codec,
+                    codec_seed(self._spec, question.round, site),
                 ),
                 question.memories.get(site),
             )
@@ -249,7 +254,8 @@ def client_app(bench: Workbench) -> ClientApp:
             metrics["loss"] = trained.loss
         for name, value in trained.scalars.items():
             metrics[SCALAR + name] = value
-        content = RecordDict({"arrays": to_record(trained.share.sent), "metrics": metrics})
+        sent = encoded(trained.share.sent, config.codec, config.codec_seed)
+        content = RecordDict({"arrays": to_record(sent), "metrics": metrics})
         if trained.share.memory:
             content["memory"] = to_record(trained.share.memory)
         return Message(content, reply_to=message)

@@ -7,7 +7,7 @@
 # modes = ["simulation"]
 # strategies = ["*"]
 # mechanisms = []
-# codecs = ["none"]
+# codecs = ["*"]
 # ///
 """Rounds without a framework: questions go straight to the workers.
 
@@ -28,7 +28,7 @@ from workflows.causes import Cause, CauseCode
 from workflows.frames import Blob, FrameError, describe
 from workflows.job import JobSpec
 from workflows.model_file import ModelRef
-from workflows.rounds import Question, SiteMeasures, SiteUpdate, run_rounds
+from workflows.rounds import Question, SiteMeasures, SiteUpdate, codec_seed, run_rounds
 from workflows.run_folder import StepFolder, run_step
 from workflows.seeds import derive
 from workflows.simulation import beginning, federation_of, record, simulate
@@ -65,6 +65,8 @@ class DirectExchange:
             strategy=question.strategy,
             seed=derive(self._spec.init.seed, "train", question.round, site),
             memory=kept,
+            codec=self._spec.codec,
+            codec_seed=codec_seed(self._spec, question.round, site),
         )
         return task, blobs
 

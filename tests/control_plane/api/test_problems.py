@@ -32,6 +32,7 @@ ELSEWHERE = (
     # Raised in the processes of a step, which end with a cause.
     "workflows.trainers.trainer.ProgramError",
     "workflows.tasks.SiteFailure",
+    "workflows.codecs.",
     "workflows.workbench.NotOpened",
     "workflows.frames.",
     "workflows.flower_grid.",
