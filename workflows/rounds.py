@@ -45,6 +45,7 @@ from workflows.seeds import derive
 from workflows.selection import Asked, Drawing, Drawn
 from workflows.tasks import SiteFailure
 from workflows.transcript import (
+    Candidate,
     Commitment,
     Dropped,
     RoundTranscript,
@@ -55,6 +56,7 @@ from workflows.transcript import (
 )
 
 HIGHER_IS_BETTER: Final[Mapping[str, bool]] = {"accuracy": True, "auroc": True, "mse": False}
+LOSS: Final = "loss"
 _REFUSALS: Final[tuple[tuple[type[UpdateRefused], CauseCode], ...]] = (
     (NotFinite, CauseCode.UPDATE_NOT_FINITE),
     (OutOfRing, CauseCode.UPDATE_OUT_OF_RING),
@@ -133,6 +135,12 @@ class Exchange(Protocol):
         """Have ``params`` measured at each site; one outcome per site, in any order."""
         ...
 
+    def tell_losses(
+        self, round: int, params: Parameters, sites: Sequence[str]
+    ) -> Iterator[SiteMeasures | SiteFailure]:
+        """Have the loss of ``params`` told on what each site trains on; one outcome per site."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Federation:
@@ -197,9 +205,8 @@ def run_rounds(
     while checkpoint.state.round < spec.rounds:
         previous = digest_of(lines[-1]) if lines else None
         round_ = checkpoint.state.round + 1
-        drawn = draw_cohort(federation, spec, round_, asked)
         checkpoint, line, model, cohort = _run_round(
-            folder, federation, checkpoint, drawn, previous, model
+            folder, federation, checkpoint, asked, (previous, model)
         )
         lines.append(line)
         asked |= _asked_again(asked, cohort, round_)
@@ -214,16 +221,19 @@ def _run_round(
     folder: StepFolder,
     federation: Federation,
     before: Checkpoint,
-    drawn: Drawn,
-    previous: Digest | None,
-    previous_model: bytes,
+    asked: Mapping[str, Asked],
+    previous: tuple[Digest | None, bytes],
 ) -> tuple[Checkpoint, bytes, bytes, tuple[str, ...]]:
     """One round; gives the new state, its transcript and its model as on record, and who was asked.
 
-    A round for which too few were drawn asks nobody and leaves the state as it was.
+    A round for which too few were drawn asks nobody and leaves the state as it was. ``previous`` is
+    the digest of the transcript before and the model in force.
     """
     spec, started = folder.plan.spec, federation.clock()
     round_ = before.state.round + 1
+    drawing = _drawing(federation, spec, round_, asked)
+    losses = _call(folder, federation, before.state.params, drawing)
+    drawn = _draw(spec, dataclasses.replace(drawing, losses=losses or {}))
     folder.tell(RoundStarted, round=round_, cohort=len(drawn.sites))
 
     partial = spec.strategy.zero(before.state)
@@ -249,8 +259,8 @@ def _run_round(
             plan=folder.plan.plan_digest,
             job=folder.plan.job,
             round=round_,
-            previous=previous,
-            previous_model=digest_of(previous_model),
+            previous=previous[0],
+            previous_model=digest_of(previous[1]),
             cohort=cohort,
             keys="simulated",
             commitments=tuple(sorted(gathering.commitments, key=lambda one: one.site)),
@@ -261,6 +271,9 @@ def _run_round(
             sum=digest_of_fold(partial),
             model=digest_of(model),
             counts=tuple(drawn.counts[site] for site in cohort) if drawn.counts else UNSET,
+            candidates=UNSET
+            if losses is None
+            else tuple(Candidate(site=site, loss=losses[site]) for site in sorted(losses)),
         )
     )
     folder.tell(
@@ -272,7 +285,8 @@ def _run_round(
         loss=weighted_mean(gathering.losses),
         metrics=metrics,
         bytes_up=gathering.bytes_up,
-        bytes_down=len(cohort) * sum(x.nbytes for x in offered.values()),
+        bytes_down=len(cohort) * _num_bytes(offered)
+        + len(spec.cohort.selection.called(drawing)) * _num_bytes(before.state.params),
         seconds=federation.clock() - started,
         model=digest_of(model),
         checkpoint=folder.keep(write_checkpoint(after)),
@@ -281,29 +295,64 @@ def _run_round(
     return after, transcript, model, cohort
 
 
-def draw_cohort(
+def _drawing(
     federation: Federation, spec: JobSpec, round: int, asked: Mapping[str, Asked]
-) -> Drawn:
-    """Sites of a round as the job's selection draws them; none where it draws too few.
-
-    Args:
-        federation: Whose sites.
-        spec: The job.
-        round: From 1.
-        asked: When sites were asked before.
-    """
+) -> Drawing:
     num_sites = len(federation.sites)
-    drawn = spec.cohort.selection.draw(
-        Drawing(
-            sites=federation.sites,
-            size=min(spec.cohort.size or num_sites, num_sites),
-            round=round,
-            seed=spec.init.seed,
-            num_examples=federation.num_examples,
-            asked=asked,
-        )
+    return Drawing(
+        sites=federation.sites,
+        size=min(spec.cohort.size or num_sites, num_sites),
+        round=round,
+        seed=spec.init.seed,
+        num_examples=federation.num_examples,
+        asked=asked,
     )
+
+
+def _draw(spec: JobSpec, drawing: Drawing) -> Drawn:
+    """Sites of a round as the job's selection draws them; none where it draws too few."""
+    drawn = spec.cohort.selection.draw(drawing)
     return drawn if len(drawn.sites) >= _fewest(spec) else Drawn(())
+
+
+def _call(
+    folder: StepFolder, federation: Federation, params: Parameters, drawing: Drawing
+) -> dict[str, float] | None:
+    """Losses of the sites that the selection calls beforehand; None where it calls none.
+
+    Raises:
+        StepError: Fewer told than a round needs, or one did not and the job wants none left out.
+    """
+    spec, round_ = folder.plan.spec, drawing.round
+    called = spec.cohort.selection.called(drawing)
+    if not called:
+        return None
+    losses: dict[str, float] = {}
+    failures: dict[str, Cause] = {}
+    for outcome in federation.exchange.tell_losses(round_, params, called):
+        if isinstance(outcome, SiteFailure):
+            cause = msgspec.structs.replace(outcome.cause, round=round_)
+            failures[cause.site or ""] = cause
+        elif LOSS not in outcome.values:
+            detail = "the program tells no loss, which the selection goes by"
+            cause = Cause(
+                code=CauseCode.PROGRAM_RAISED, detail=detail, site=outcome.site, round=round_
+            )
+            failures[outcome.site or ""] = cause
+        elif outcome.num_examples >= spec.evaluate.minimum_count:
+            losses[outcome.site or ""] = outcome.values[LOSS]
+    causes = [failures[site] for site in sorted(failures)]
+    if causes and (len(losses) < _fewest(spec) or spec.cohort.on_site_failure == "fail"):
+        raise StepError(causes[0])
+    if len(losses) < _fewest(spec):
+        detail = (
+            f"{len(losses)} of {len(called)} candidates have evaluate.minimum_count = "
+            f"{spec.evaluate.minimum_count} examples, {_fewest(spec)} are needed"
+        )
+        raise StepError(_at(CauseCode.COHORT_TOO_SMALL, detail, round_))
+    for cause in causes:
+        folder.tell(SiteDropped, round=round_, site=cause.site or "", cause=cause)
+    return losses
 
 
 def _asked_again(asked: Mapping[str, Asked], cohort: Sequence[str], round: int) -> dict[str, Asked]:
@@ -466,6 +515,10 @@ def _step(spec: JobSpec, state: ServerState, partial: Partial) -> ServerState:
         detail = "the global model overflowed in the server's step; lower the server learning rate"
         raise StepError(_at(CauseCode.UPDATE_NOT_FINITE, detail, partial.round))
     return after
+
+
+def _num_bytes(tree: Parameters) -> int:
+    return sum(x.nbytes for x in tree.values())
 
 
 def _at(code: CauseCode, detail: str, round: int) -> Cause:

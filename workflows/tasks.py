@@ -22,6 +22,7 @@ from workflows.job import Local, Partitioned
 from workflows.model_file import ModelRef
 
 Clock = Literal["import_s", "train_s"]
+Part = Literal["held-out", "training"]
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
@@ -188,18 +189,20 @@ class Train(Task, frozen=True, tag="train"):
 
 
 class Measure(Task, frozen=True, tag="measure"):
-    """Measure the model on a site's held-out part, or the central one.
+    """Measure the model on a site's held-out or training part, or the central one.
 
     Attributes:
         site: Whose; None for the central part.
         model: Which model.
         metrics: Names.
+        part: Which of the site's.
     """
 
     answered_by: ClassVar[type[Answer]] = Measures
     site: str | None
     model: ModelRef
     metrics: tuple[str, ...]
+    part: Part = "held-out"
 
 
 class Export(Task, frozen=True, tag="export"):

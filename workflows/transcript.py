@@ -69,6 +69,13 @@ class Dropped(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     cause: CauseCode
 
 
+class Candidate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A site that told how the global model fares with it, for the draw to go by."""
+
+    site: str
+    loss: float
+
+
 class PrivacyEvent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a mechanism spent in this round."""
 
@@ -96,6 +103,7 @@ class RoundTranscript(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         dropped: Sorted by site.
         sum: Digest of the folded delta in the ring (see ``strategies.digest_of_fold``).
         model: Digest of the new model.
+        candidates: Whose losses the draw went by, sorted by site; absent where it asks for none.
         privacy: What was spent.
     """
 
@@ -113,6 +121,7 @@ class RoundTranscript(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     model: Digest
     privacy: tuple[PrivacyEvent, ...] = ()
     counts: tuple[int, ...] | msgspec.UnsetType = msgspec.UNSET
+    candidates: tuple[Candidate, ...] | msgspec.UnsetType = msgspec.UNSET
 
 
 def commit(salt: bytes, update: Parameters) -> Digest:
@@ -280,6 +289,11 @@ def _verify_cohort(transcript: RoundTranscript) -> None:
         len(counts) != len(transcript.cohort) or min(counts, default=1) < 1
     ):
         raise TranscriptInvalid(transcript.round, "counts are not of the cohort, one at least")
+    if isinstance(transcript.candidates, tuple):
+        told = [candidate.site for candidate in transcript.candidates]
+        if told != sorted(set(told)) or not set(transcript.cohort) <= set(told):
+            problem = "candidates are not sorted, each site once, with the cohort among them"
+            raise TranscriptInvalid(transcript.round, problem)
 
 
 def _verify_key(transcript: RoundTranscript, commitment: Commitment, keys: dict[str, str]) -> None:

@@ -30,6 +30,7 @@ from workflows.tasks import (
     Open,
     OpenData,
     Opened,
+    Part,
     Prepare,
     Prepared,
     Train,
@@ -126,7 +127,8 @@ class Workbench:
                 )
                 return answer, [*made, *to_keep]
             case Measure():
-                measured = self.measure(self.model(task.model), task.site, task.metrics)
+                model = self.model(task.model)
+                measured = self.measure(model, task.site, task.metrics, task.part)
                 return Measures(values=measured.values, num_examples=measured.num_examples), ()
             case Export():
                 folder = Path(task.folder)
@@ -153,14 +155,23 @@ class Workbench:
         return train_site(self.trainer, examples, local, strategy, offered, memory, seed)
 
     def measure(
-        self, params: Mapping[str, np.ndarray], site: str | None, metrics: Sequence[str]
+        self,
+        params: Mapping[str, np.ndarray],
+        site: str | None,
+        metrics: Sequence[str],
+        part: Part = "held-out",
     ) -> Measured:
-        """The model on a site's held-out part, or on the central one; nothing on no examples.
+        """The model on a part of a site's examples, or on the central one; nothing on no examples.
 
         Raises:
             ProgramError: The program failed.
         """
-        examples = self.data.held_out(site) if site else self.data.central()
+        if site is None:
+            examples = self.data.central()
+        elif part == "training":
+            examples = self.data.training(site)
+        else:
+            examples = self.data.held_out(site)
         if not len(examples):
             return Measured({}, 0)
         return self.trainer.evaluate(params, examples, metrics)

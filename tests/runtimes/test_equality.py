@@ -144,8 +144,8 @@ EXCHANGES: dict[str, dict[str, Any]] = {
         "cohort": {"size": 3, "selection": {"kind": "poisson"}},
         "codec": {"kind": "int8", "bucket": 64},
     },
-    "over-selection and a mask": {
-        "cohort": {"size": 2, "selection": {"kind": "over-selection"}},
+    "power of choice and a mask": {
+        "cohort": {"size": 2, "selection": {"kind": "power-of-choice", "candidates": 4}},
         "codec": {"kind": "random-mask", "fraction": 0.5},
     },
 }

@@ -51,6 +51,9 @@ FITS = {
     "fewer sites a round": {"cohort": {"size": 5, "minimum": 5}},
     "updates as bytes": {"runtime": {"kind": "zipping"}, "codec": {"kind": "int8"}},
     "a Poisson draw": {"cohort": {"size": 5, "selection": {"kind": "poisson"}}},
+    "the worst of some": {
+        "cohort": {"size": 5, "selection": {"kind": "power-of-choice", "candidates": 8}}
+    },
     "the first of more than are needed": {
         "cohort": {"size": 5, "selection": {"kind": "over-selection", "factor": 3}}
     },
@@ -326,6 +329,12 @@ REFUSED: dict[str, tuple[dict[str, Any], type[JobError], tuple[str, ...], str]] 
         ("cohort.size", "cohort.selection.kind"),
         "set cohort.size",
     ),
+    "fewer candidates than the cohort": (
+        {"cohort": {"size": 5, "selection": {"kind": "power-of-choice", "candidates": 4}}},
+        Inconsistent,
+        ("cohort.selection.candidates", "cohort.size"),
+        "set candidates to 5..10",
+    ),
     "a minimum larger than the cohort": (
         {"cohort": {"size": 3, "minimum": 4}},
         Inconsistent,
@@ -526,6 +535,7 @@ def test_every_refusal_names_fields_that_a_job_has() -> None:
         job(),
         job(init={"kind": "model", "digest": MODEL}),
         job(program={"kind": "bundle", "digest": BUNDLE}),
+        job(cohort={"selection": {"kind": "power-of-choice", "candidates": 8}}),
     ):
         for name, part in msgspec.to_builtins(spec).items():
             if isinstance(part, dict):

@@ -61,6 +61,9 @@ class LocalSites:
     values: Callable[[str | None, int], Mapping[str, float]] = lambda site, round_: {
         "accuracy": 1 / round_
     }
+    loss: Callable[[str, int], SiteMeasures | SiteFailure] = lambda site, round_: SiteMeasures(
+        site, {"loss": float(np.random.default_rng(derive(2, site, round_)).random())}, 10
+    )
     asked: list[Question] = field(default_factory=list)
     is_reversed: bool = False
 
@@ -79,6 +82,12 @@ class LocalSites:
                 yield SiteFailure(Cause(code=CauseCode.PROGRAM_RAISED, site=site))
             else:
                 yield SiteMeasures(site, values, 10)
+
+    def tell_losses(
+        self, round: int, params: Parameters, sites: Sequence[str]
+    ) -> Iterator[SiteMeasures | SiteFailure]:
+        for site in reversed(sites) if self.is_reversed else sites:
+            yield self.loss(site, round)
 
 
 def federate(
@@ -502,6 +511,7 @@ SELECTIONS: dict[str, dict[str, Any]] = {
     "weighted": {},
     "round-robin": {"availability": 0.6},
     "over-selection": {"factor": 1.5},
+    "power-of-choice": {"candidates": 3},
 }
 
 
@@ -565,6 +575,61 @@ def test_a_weighted_cohort_counts_by_its_draws(tmp_path: Path) -> None:
     assert [c.num_examples for c in transcript.commitments] == [
         SITES.index(site) + 1 for site in transcript.cohort
     ]
+
+
+def test_a_power_of_choice_takes_the_worst_and_records_what_was_told(tmp_path: Path) -> None:
+    exchange = LocalSites(
+        loss=lambda site, _: SiteMeasures(site, {"loss": SITES.index(site) / 2}, 9)
+    )
+    cohort = {"size": 2, "selection": {"kind": "power-of-choice", "candidates": 4}}
+
+    root = federate(tmp_path / "run", job(rounds=1, cohort=cohort), exchange)
+
+    (transcript,) = transcripts_of(root)
+    assert isinstance(transcript.candidates, tuple)
+    told_of = [(one.site, one.loss) for one in transcript.candidates]
+    assert len(told_of) == 4
+    assert told_of == sorted((site, SITES.index(site) / 2) for site, _ in told_of)
+    assert transcript.cohort == tuple(site for site, _ in told_of[2:])
+    assert transcript.counts == (1, 1)
+    assert finished(root)[0].bytes_down == (4 + 2) * 32
+
+
+def silent(code: CauseCode | None) -> Callable[[str, int], SiteMeasures | SiteFailure]:
+    """Sites of which the second tells no loss."""
+
+    def loss(site: str, round_: int) -> SiteMeasures | SiteFailure:
+        if site != SITES[1]:
+            return SiteMeasures(site, {"loss": 0.5}, 10)
+        return SiteFailure(Cause(code=code, site=site)) if code else SiteMeasures(site, {}, 10)
+
+    return loss
+
+
+@pytest.mark.parametrize("code", [CauseCode.PROGRAM_HUNG, None], ids=["it hung", "it has none"])
+def test_a_candidate_that_tells_no_loss_is_left_out(tmp_path: Path, code: CauseCode | None) -> None:
+    cohort = {"size": 4, "selection": {"kind": "power-of-choice", "candidates": 5}}
+    exchange = LocalSites(loss=silent(code))
+
+    root = federate(tmp_path / "run", job(rounds=1, cohort=cohort), exchange)
+    strict = job(rounds=1, cohort=cohort | {"on_site_failure": "fail"})
+    cause = failure_of(tmp_path / "strict", strict, LocalSites(loss=silent(code)))
+
+    (event,) = (e for e in told(root) if isinstance(e, SiteDropped))
+    assert (event.site, event.cause.code) == (SITES[1], code or CauseCode.PROGRAM_RAISED)
+    assert transcripts_of(root)[0].cohort == (SITES[0], *SITES[2:])
+    assert (cause.code, cause.site, cause.round) == (code or CauseCode.PROGRAM_RAISED, SITES[1], 1)
+
+
+def test_candidates_with_too_few_examples_release_no_loss(tmp_path: Path) -> None:
+    cohort = {"size": 2, "selection": {"kind": "power-of-choice", "candidates": 4}}
+
+    cause = failure_of(
+        tmp_path / "run", job(cohort=cohort, evaluate={"minimum_count": 11}), LocalSites()
+    )
+
+    assert cause.code is CauseCode.COHORT_TOO_SMALL
+    assert "0 of 4 candidates" in cause.detail
 
 
 def test_a_reserve_stands_in_for_a_site_that_is_lost(tmp_path: Path) -> None:

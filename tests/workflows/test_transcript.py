@@ -16,6 +16,7 @@ from workflows.canonical import canonical_bytes, digest_value
 from workflows.causes import CauseCode
 from workflows.transcript import (
     SALT_BYTES,
+    Candidate,
     Commitment,
     Dropped,
     RoundTranscript,
@@ -33,6 +34,9 @@ OTHER = "sha256:" + "22" * 32
 JOB = "job-1"
 SALT = bytes(SALT_BYTES)
 SITES = ("site-0001", "site-0002", "site-0003")
+
+
+CANDIDATES = tuple(Candidate(site=site, loss=0.5) for site in (*SITES, "site-0004"))
 
 
 def digest(text: str) -> str:
@@ -69,6 +73,7 @@ def chain(length: int = 3, **fields: Any) -> list[RoundTranscript]:
                     sum=digest(f"sum {number}"),
                     model=digest(f"model {number}"),
                     counts=(1, 2, 1) if number == 3 else msgspec.UNSET,
+                    candidates=CANDIDATES if number == 3 else msgspec.UNSET,
                 ),
                 **fields,
             )
@@ -121,7 +126,7 @@ def altered(leaf: Any) -> Any:
             return ("1" if leaf[0] == "0" else "0") + leaf[1:]
         case str():
             return leaf + "x"
-        case int():
+        case int() | float():
             return leaf + 1
         case None:
             return digest("none")
@@ -155,7 +160,7 @@ def test_whatever_is_altered_the_chain_breaks(number: int, path: tuple[str | int
 
 
 def test_counts_that_are_not_there_are_not_in_the_bytes() -> None:
-    assert "counts" not in plain(CHAIN[0])
+    assert not {"counts", "candidates"} & plain(CHAIN[0]).keys()
     assert plain(CHAIN[2])["counts"] == [1, 2, 1]
 
 
@@ -202,6 +207,8 @@ def forged_at(number: int, **fields: Any) -> list[RoundTranscript]:
         ({"round": 3}, "round is 3, not 2"),
         ({"counts": (1, 1)}, "counts are not of the cohort"),
         ({"counts": (1, 0, 1)}, "counts are not of the cohort"),
+        ({"candidates": CANDIDATES[:2]}, "candidates are not"),
+        ({"candidates": CANDIDATES[::-1]}, "candidates are not"),
         ({"plan": OTHER}, "plan is"),
         ({"job": "job-2"}, "job is job-2, not job-1"),
         ({"keys": "own"}, "keys is own, not simulated"),

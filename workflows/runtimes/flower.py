@@ -57,17 +57,18 @@ from workflows.flower_grid import (
 )
 from workflows.frames import Blob
 from workflows.job import JobSpec, Local
-from workflows.rounds import Question, SiteMeasures, SiteUpdate, codec_seed, run_rounds
+from workflows.rounds import LOSS, Question, SiteMeasures, SiteUpdate, codec_seed, run_rounds
 from workflows.run_folder import StepFolder, run_step
 from workflows.seeds import derive
 from workflows.simulation import beginning, federation_of, record, simulate
-from workflows.tasks import Answer, AnyTask, SiteFailure
+from workflows.tasks import Answer, AnyTask, Part, SiteFailure
 from workflows.workbench import Workbench, encoded
 from workflows.worker import serve
 from workflows.workers import Station
 
 CENTRAL: Final = "evaluate.central"
 SCALAR: Final = "scalar."
+TRAINING: Final = "evaluate.training"
 
 
 class TrainConfig(msgspec.Struct, frozen=True):
@@ -141,6 +142,17 @@ class GridExchange:
                 yield SiteFailure(msgspec.structs.replace(reply.cause, site=place))
                 continue
             yield _measures(place, reply.content)
+
+    def tell_losses(
+        self, round: int, params: Parameters, sites: Sequence[str]
+    ) -> Iterator[SiteMeasures | SiteFailure]:
+        """Have the model's loss measured on what each site trains on."""
+        model, deadline_s = self._record(params), self._spec.cohort.deadline_s
+        messages = [
+            self._message(round, TRAINING, site, deadline_s, model, [LOSS]) for site in sites
+        ]
+        for site, reply in self._replies(messages):
+            yield reply if isinstance(reply, SiteFailure) else _measures(site, reply.content)
 
     def _record(self, params: Parameters) -> ArrayRecord:
         """The model as a record: the same object for the same model, so that it is sent once."""
@@ -268,9 +280,13 @@ def client_app(bench: Workbench) -> ClientApp:
     def evaluate_centrally(message: Message, context: Context) -> Message:
         return measure(message, None)
 
-    def measure(message: Message, site: str | None) -> Message:
+    @app.evaluate("training")  # type: ignore[untyped-decorator]  # of flwr
+    def evaluate_training(message: Message, context: Context) -> Message:
+        return measure(message, str(context.node_config["site"]), "training")
+
+    def measure(message: Message, site: str | None, part: Part = "held-out") -> Message:
         names = msgspec.json.decode(message.content["config"]["asked"], type=tuple[str, ...])
-        measured = bench.measure(to_arrays(message.content["arrays"]), site, names)
+        measured = bench.measure(to_arrays(message.content["arrays"]), site, names, part)
         metrics = MetricRecord({"num-examples": measured.num_examples} | dict(measured.values))
         return Message(RecordDict({"metrics": metrics}), reply_to=message)
 

@@ -28,11 +28,11 @@ from workflows.causes import Cause, CauseCode
 from workflows.frames import Blob, FrameError, describe
 from workflows.job import JobSpec
 from workflows.model_file import ModelRef
-from workflows.rounds import Question, SiteMeasures, SiteUpdate, codec_seed, run_rounds
+from workflows.rounds import LOSS, Question, SiteMeasures, SiteUpdate, codec_seed, run_rounds
 from workflows.run_folder import StepFolder, run_step
 from workflows.seeds import derive
 from workflows.simulation import beginning, federation_of, record, simulate
-from workflows.tasks import Measure, Reply, SiteFailure, Train, TrainedSite
+from workflows.tasks import Measure, Part, Reply, SiteFailure, Train, TrainedSite
 from workflows.workers import WorkerPool
 
 Work: TypeAlias = Train | Measure
@@ -74,9 +74,23 @@ class DirectExchange:
         self, round: int, params: Parameters, sites: Sequence[str | None]
     ) -> Iterator[SiteMeasures | SiteFailure]:
         """Have the model measured at each site."""
+        return self._measure(params, sites, self._spec.evaluate.metrics, "held-out")
+
+    def tell_losses(
+        self, round: int, params: Parameters, sites: Sequence[str]
+    ) -> Iterator[SiteMeasures | SiteFailure]:
+        """Have the model's loss measured on what each site trains on."""
+        return self._measure(params, sites, (LOSS,), "training")
+
+    def _measure(
+        self,
+        params: Parameters,
+        sites: Sequence[str | None],
+        names: tuple[str, ...],
+        part: Part,
+    ) -> Iterator[SiteMeasures | SiteFailure]:
         model = self._pool.broadcast(params)
-        names = self._spec.evaluate.metrics
-        tasks = (Measure(site=site, model=model, metrics=names) for site in sites)
+        tasks = (Measure(site=site, part=part, model=model, metrics=names) for site in sites)
         for task, reply in self._pool.as_completed(_bare(tasks), self._spec.cohort.deadline_s):
             if isinstance(reply, SiteFailure):
                 yield _at_site(reply, task.site)

@@ -58,7 +58,7 @@ class Drawing:
         seed: Of the job.
         num_examples: Examples that each site trains on.
         asked: When sites were asked before; those that never were are missing.
-        losses: Of the global model at the sites that ``Selection.candidates`` named.
+        losses: Of the global model at those sites that ``Selection.called`` named and that told.
     """
 
     sites: tuple[str, ...]
@@ -114,8 +114,8 @@ class Selection(
         """The sites of a round; the same for the same ``drawing``."""
         raise NotImplementedError
 
-    def candidates(self, drawing: Drawing) -> tuple[str, ...]:
-        """Sites that must tell the global model's loss before the draw; none for most kinds."""
+    def called(self, drawing: Drawing) -> tuple[str, ...]:
+        """Sites, sorted, that must tell the global model's loss before the draw; often none."""
         return ()
 
     def most(self, size: int, sites: int) -> int:

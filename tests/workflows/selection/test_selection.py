@@ -12,15 +12,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workflows.selection import KINDS, AnySelection, Asked, Drawing, Uniform
+from workflows.selection import KINDS, AnySelection, Asked, Drawing, Selection, Uniform
 from workflows.selection.over_selection import OverSelection
 from workflows.selection.poisson import Poisson
+from workflows.selection.power_of_choice import PowerOfChoice
 from workflows.selection.round_robin import RoundRobin
 from workflows.selection.weighted import Weighted
 
 SITES = tuple(f"site-{k}" for k in range(6))
 EXAMPLES = dict(zip(SITES, (1, 2, 3, 4, 10, 20), strict=True))
 ROUNDS = 4000
+
+
+SELECTIONS: dict[str, Selection] = {
+    "uniform": Uniform(),
+    "poisson": Poisson(),
+    "weighted": Weighted(),
+    "round-robin": RoundRobin(),
+    "over-selection": OverSelection(),
+    "power-of-choice": PowerOfChoice(candidates=6),
+}
 
 
 def drawing(**fields: Any) -> Drawing:
@@ -42,7 +53,7 @@ def is_near(times: int, probability: float, trials: int = ROUNDS) -> bool:
 
 
 def test_every_kind_is_known() -> None:
-    assert set(KINDS) == {"uniform", "poisson", "weighted", "round-robin", "over-selection"}
+    assert set(KINDS) == set(SELECTIONS)
 
 
 def test_amplification_may_rest_on_two_kinds_alone() -> None:
@@ -58,7 +69,7 @@ def test_amplification_may_rest_on_two_kinds_alone() -> None:
 def test_where_amplification_rests_neither_data_nor_history_show_in_the_draw(
     kind: str, round_: int, num_examples: dict[str, int], last: dict[str, int]
 ) -> None:
-    selection = KINDS[kind]()
+    selection = SELECTIONS[kind]
     asked = {site: Asked(when, 1) for site, when in last.items()}
     known = drawing(round=round_, num_examples=num_examples, asked=asked)
 
@@ -82,8 +93,11 @@ def test_a_draw_is_of_the_sites_sorted_and_again_the_same(
     sites = tuple(f"s{k:02}" for k in range(num_sites))
     size = max(1, round(share * num_sites))
     examples = {site: 1 + (k * weight) % 997 for k, site in enumerate(sites)}
-    known = drawing(sites=sites, size=size, round=round_, seed=seed, num_examples=examples)
-    selection = KINDS[kind]()
+    losses = {site: (k * weight) % 13 / 7 for k, site in enumerate(sites)}
+    known = drawing(
+        sites=sites, size=size, round=round_, seed=seed, num_examples=examples, losses=losses
+    )
+    selection = SELECTIONS[kind]
 
     drawn = selection.draw(known)
 
@@ -94,7 +108,7 @@ def test_a_draw_is_of_the_sites_sorted_and_again_the_same(
     assert len(set(called)) == len(called)
     assert set(called) <= set(sites)
     assert len(drawn.sites) <= selection.most(size, num_sites) <= num_sites
-    if kind in ("uniform", "round-robin", "over-selection"):
+    if kind not in ("poisson", "weighted"):
         assert len(drawn.sites) == size
     if drawn.counts is not None:
         assert drawn.counts.keys() == set(drawn.sites)
@@ -103,7 +117,7 @@ def test_a_draw_is_of_the_sites_sorted_and_again_the_same(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_kind_survives_the_wire(kind: str) -> None:
-    selection = KINDS[kind]()
+    selection = SELECTIONS[kind]
     wire = msgspec.json.encode(selection)
 
     assert msgspec.json.decode(wire, type=AnySelection) == selection
@@ -146,12 +160,13 @@ def test_poisson_of_all_sites_takes_all() -> None:
 
 
 def test_the_ring_must_hold_all_sites_of_a_poisson_draw() -> None:
-    assert {kind: cls().most(3, 6) for kind, cls in KINDS.items()} == {
+    assert {kind: selection.most(3, 6) for kind, selection in SELECTIONS.items()} == {
         "uniform": 3,
         "poisson": 6,
         "weighted": 3,
         "round-robin": 3,
         "over-selection": 3,
+        "power-of-choice": 3,
     }
 
 
@@ -234,3 +249,42 @@ def test_with_all_sites_there_is_nothing_to_select_over() -> None:
     assert OverSelection().misfit(6, 6) is None
     assert misfit
     assert misfit.fields == ("size", "selection.kind")
+
+
+def test_the_power_of_choice_calls_by_examples_and_takes_the_worst() -> None:
+    """Of two called without replacement, by the chain rule over the order in which they came."""
+    shares = [examples / 40 for examples in EXAMPLES.values()]
+    selection = PowerOfChoice(candidates=2)
+
+    called = Counter(
+        site
+        for r in range(1, ROUNDS + 1)
+        for site in selection.called(drawing(size=1, round=r, num_examples=EXAMPLES))
+    )
+
+    for k, site in enumerate(SITES):
+        second = sum(p * shares[k] / (1 - p) for j, p in enumerate(shares) if j != k)
+        assert is_near(called[site], shares[k] + second)
+    losses = {SITES[1]: 0.5, SITES[3]: 2.0, SITES[4]: 2.0, SITES[5]: 1.0}
+    drawn = PowerOfChoice(candidates=4).draw(drawing(size=2, losses=losses))
+    assert (drawn.sites, drawn.counts) == ((SITES[3], SITES[4]), {SITES[3]: 1, SITES[4]: 1})
+    drawn = PowerOfChoice(candidates=4).draw(drawing(size=1, losses=losses))
+    assert drawn.sites == (SITES[3],)
+
+
+@pytest.mark.parametrize(
+    ("candidates", "size", "fields"),
+    [
+        (3, None, ("size", "selection.candidates")),
+        (2, 3, ("selection.candidates", "size")),
+        (7, 3, ("selection.candidates", "size")),
+        (3, 3, None),
+        (6, 3, None),
+    ],
+)
+def test_candidates_are_between_the_cohort_and_all_sites(
+    candidates: int, size: int | None, fields: tuple[str, ...] | None
+) -> None:
+    misfit = PowerOfChoice(candidates=candidates).misfit(size, 6)
+
+    assert (misfit and misfit.fields) == fields
