@@ -10,8 +10,9 @@ here the ring is 64 bits wide and the proof makes sure that the modulus is never
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from fractions import Fraction
+from itertools import chain
 from math import ceil, isfinite
 from typing import Annotated, Any, Final
 
@@ -20,15 +21,17 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
+from strategies.tiles import Tile, each
 from strategies.update import Array, Incompatible, ModelUpdate, NotFinite, OutOfRing
 
 WIDTH_BITS: Final = 63  # of int64, without its sign
-TILE: Final = 1 << 16  # entries worked on at a time, so that temporaries stay in the cache
+TILE: Final = 1 << 18  # entries per numpy call: fewer, and threads wait for each other
+SPAN: Final = 1 << 20  # entries that a thread takes at a time
 ENTRY_BITS: Final = 51
 ROUNDER: Final = 1.5 * 2.0**52
 """Added to a float64 below 2**51, it rounds it to an integer (halves to even) and leaves that
-integer, in two's complement, in the low bits: three times faster than a conversion."""
-ROUNDER_BITS: Final = int(np.float64(ROUNDER).view(np.int64))
+integer, in two's complement, in the low bits: three times faster than a conversion. Divided by the
+scale, a power of two, it does so at the ring's resolution, so that nothing need be multiplied."""
 
 
 class RingTooSmall(Exception):
@@ -105,7 +108,19 @@ class Ring(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             differing = sorted(update.delta.keys() ^ shapes.keys())
             raise Incompatible(update.site, f"layers missing or unknown: {', '.join(differing)}")
         for name, shape in shapes.items():
-            self._require_layer(update.site, name, update.delta[name], shape)
+            _require_layer(update.site, name, update.delta[name], shape)
+        flat = _flat(update.delta)
+
+        def bounds(span: Tile) -> list[tuple[str, float, float]]:
+            runs = (flat[span.layer][tile] for tile in span.cut(TILE))
+            return [(span.layer, float(x.min()), float(x.max())) for x in runs]
+
+        for name, low, high in chain.from_iterable(each(shapes, SPAN, bounds)):
+            if not (isfinite(low) and isfinite(high)):
+                raise NotFinite(update.site, f"layer {name} holds NaN or infinity")
+            if max(-low, high) > self.magnitude:
+                reason = f"layer {name} holds {max(-low, high):g}, beyond {self.magnitude:g}"
+                raise OutOfRing(update.site, reason)
 
     def encode(
         self, update: ModelUpdate, shapes: Mapping[str, tuple[int, ...]]
@@ -122,8 +137,38 @@ class Ring(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         self._add(update, 1, encoded)
         return encoded
 
-    def add(self, update: ModelUpdate, sums: Mapping[str, NDArray[np.int64]]) -> None:
+    @property
+    def dtype(self) -> np.dtype[np.signedinteger[Any]]:
+        """Smallest integers that every entry fits into."""
+        entry = ceil(Fraction(self.magnitude) * (1 << self.fraction_bits))
+        return np.dtype(np.int32 if entry < 1 << 31 else np.int64)
+
+    def encode_into(
+        self, x: Array, scratch: NDArray[np.float64], factor: float = 1.0
+    ) -> NDArray[np.int64]:
+        """Entries of ``factor`` times values that ``require`` has let pass, in ``scratch``."""
+        rounder = ROUNDER / self.scale
+        rounded = scratch[: x.size]
+        np.copyto(rounded, x)  # first, since float16 would overflow and float32 lose bits
+        if factor != 1.0:
+            np.multiply(rounded, factor, out=rounded)
+        np.add(rounded, rounder, out=rounded)
+        q = rounded.view(np.int64)
+        np.subtract(q, np.float64(rounder).view(np.int64), out=q)
+        return q
+
+    def add(
+        self,
+        update: ModelUpdate,
+        sums: Mapping[str, NDArray[np.int64]],
+        factor: float = 1.0,
+    ) -> None:
         """Add the update, times its weight, to ``sums`` in place; on an error they are untouched.
+
+        Args:
+            update: What is added.
+            sums: What it is added to, by layer.
+            factor: From 0 to 1; what values are multiplied by in float64 before they are rounded.
 
         Raises:
             Incompatible: Layers, shapes or dtypes differ.
@@ -131,42 +176,41 @@ class Ring(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             OutOfRing: A value exceeds ``magnitude`` or the weight is not in 1..``max_weight``.
         """
         self.require(update, {name: total.shape for name, total in sums.items()})
-        self._add(update, update.num_examples, sums)
+        self._add(update, update.num_examples, sums, factor)
 
     def decode(self, total: NDArray[np.int64], weight: int) -> Array:
         """The mean that a weighted sum stands for, in float64."""
         return np.true_divide(total, weight) / self.scale
 
-    def _require_layer(self, site: str, name: str, x: Array, shape: tuple[int, ...]) -> None:
-        if x.shape != shape:
-            raise Incompatible(site, f"layer {name} has shape {x.shape}, not {shape}")
-        if x.dtype.kind != "f" or x.dtype.itemsize > 8:
-            raise Incompatible(site, f"layer {name} holds {x.dtype}, not float16, 32 or 64")
-        for (tile,) in _tiles(x):
-            low, high = float(tile.min()), float(tile.max())
-            if not (isfinite(low) and isfinite(high)):
-                raise NotFinite(site, f"layer {name} holds NaN or infinity")
-            if max(-low, high) > self.magnitude:
-                reason = f"layer {name} holds {max(-low, high):g}, beyond {self.magnitude:g}"
-                raise OutOfRing(site, reason)
+    def _add(
+        self,
+        update: ModelUpdate,
+        weight: int,
+        sums: Mapping[str, NDArray[np.int64]],
+        factor: float = 1.0,
+    ) -> None:
+        values, totals = _flat(update.delta), _flat(sums)
 
-    def _add(self, update: ModelUpdate, weight: int, sums: Mapping[str, NDArray[np.int64]]) -> None:
-        largest = max((total.size for total in sums.values()), default=0)
-        scaled = np.empty(min(TILE, largest))
-        for name, total in sums.items():
-            for x, part in _tiles(update.delta[name], total):
-                rounded = scaled[: x.size]
-                np.copyto(rounded, x)  # before it is scaled: float16 would overflow
-                np.multiply(rounded, self.scale, out=rounded)
-                np.add(rounded, ROUNDER, out=rounded)
-                q = rounded.view(np.int64)
-                np.subtract(q, ROUNDER_BITS, out=q)
-                np.multiply(q, weight, out=q)
-                np.add(part, q, out=part)
+        def add_span(span: Tile) -> None:
+            scratch = np.empty(min(TILE, span.stop - span.start))
+            for tile in span.cut(TILE):
+                q = self.encode_into(values[span.layer][tile], scratch, factor)
+                if weight != 1:
+                    np.multiply(q, weight, out=q)
+                total = totals[span.layer][tile]
+                np.add(total, q, out=total)
+
+        for _ in each({name: x.shape for name, x in sums.items()}, SPAN, add_span):
+            pass
 
 
-def _tiles(*arrays: NDArray[Any]) -> Iterator[tuple[NDArray[Any], ...]]:
-    """The arrays side by side, as flat runs of ``TILE`` entries in row order."""
-    flat = [x.reshape(-1) for x in arrays]
-    for start in range(0, flat[0].size, TILE):
-        yield tuple(x[start : start + TILE] for x in flat)
+def _require_layer(site: str, name: str, x: Array, shape: tuple[int, ...]) -> None:
+    if x.shape != shape:
+        raise Incompatible(site, f"layer {name} has shape {x.shape}, not {shape}")
+    if x.dtype.kind != "f" or x.dtype.itemsize > 8:
+        raise Incompatible(site, f"layer {name} holds {x.dtype}, not float16, 32 or 64")
+
+
+def _flat(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Layers as runs in row order, without a copy where their memory is in that order."""
+    return {name: x.reshape(-1) for name, x in arrays.items()}
