@@ -71,6 +71,7 @@ for _module in iter_modules(__path__):
 KINDS: dict[str, type[Strategy]] = {
     str(cls.__struct_config__.tag): cls
     for cls in sorted(_leaves(Strategy), key=lambda cls: str(cls.__struct_config__.tag))
+    if "is_abstract" not in vars(cls)
 }
 
 if TYPE_CHECKING:

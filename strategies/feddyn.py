@@ -47,6 +47,7 @@ class FedDyn(Strategy, frozen=True):
 
     alpha: Annotated[float, Meta(gt=0)] = 0.1
 
+    is_coordinatewise: ClassVar[bool] = False  # a step needs the share of sites beside its entries
     has_memory: ClassVar[bool] = True
 
     def init(self, params: Parameters) -> ServerState:

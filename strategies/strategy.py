@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Final, Literal, TypeAlias
 
@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strategies.ring import Ring
+from strategies.spill import Spill
+from strategies.tiles import Tile, each, tiles_of
 from strategies.update import (
     Array,
     CohortTooSmall,
@@ -30,6 +32,8 @@ from strategies.update import (
     Parameters,
 )
 
+STEP_TILE: Final = 1 << 17  # entries; a step has some float64 temporaries for each
+DIGEST_TILE: Final = 1 << 18
 Scalar: TypeAlias = Literal["steps", "rate", "normaliser", "loss_before"]
 """What a trainer can tell of a site's training beside the delta: the number of local steps, the
 rate of the local optimiser, the norm of its gradients' coefficients (``strategies.fednova``), and
@@ -60,7 +64,7 @@ class Partial:
         round: Round whose updates are folded.
         shapes: Of the model's layers, by name.
         sums: Weighted sums in the ring, by layer; empty for folds that need the updates.
-        kept: Updates in the ring by site, for folds that are not sums; empty for the others.
+        kept: Updates in the ring by site, on disk, for folds that are not sums; empty for others.
         sites: Whose updates were folded.
         weight: Sum of the integer weights.
         population: Sites that the cohort was drawn from; 0 where all of them are in the fold.
@@ -69,7 +73,7 @@ class Partial:
     round: int
     shapes: Mapping[str, tuple[int, ...]]
     sums: dict[str, NDArray[np.int64]] = field(default_factory=dict)
-    kept: dict[str, dict[str, NDArray[np.int64]]] = field(default_factory=dict)
+    kept: Spill = field(default_factory=Spill)
     sites: set[str] = field(default_factory=set)
     weight: int = 0
     population: int = 0
@@ -162,7 +166,8 @@ class Strategy(
     ``ServerState`` and every runtime computes the same model.
 
     Attributes:
-        min_updates: Fewest updates that mean anything to this fold.
+        is_coordinatewise: True if an entry of ``step`` depends on the same entry of its arguments
+            alone, so that a long model may be stepped tile by tile.
         vectors: What has the shape of the model and travels up beside the delta.
         scalars: What a site tells beside its arrays.
         sums: Numbers that are folded beside the arrays.
@@ -171,12 +176,17 @@ class Strategy(
             without momentum, or SGD without.
     """
 
-    min_updates: ClassVar[int] = 1
+    is_coordinatewise: ClassVar[bool] = True
     vectors: ClassVar[tuple[str, ...]] = ()
     scalars: ClassVar[tuple[Scalar, ...]] = ()
     sums: ClassVar[tuple[str, ...]] = ()
     has_memory: ClassVar[bool] = False
     local_optimizers: ClassVar[Literal["any", "sgd", "plain-sgd"]] = "any"
+
+    @property
+    def min_updates(self) -> int:
+        """Fewest updates that mean anything to this fold."""
+        return 1
 
     def init(self, params: Parameters) -> ServerState:
         """State before the first round."""
@@ -273,7 +283,7 @@ class Strategy(
         require_disjoint(left, right)
         for name, total in left.sums.items():
             np.add(total, right.sums[name], out=total)
-        left.kept.update(right.kept)
+        left.kept.take(right.kept)
         left.sites |= right.sites
         left.weight += right.weight
         return left
@@ -286,11 +296,99 @@ class Strategy(
             CohortTooSmall: Fewer updates than this fold needs.
         """
         require_enough(partial, self.min_updates)
-        return {name: ring.decode(q, partial.weight) for name, q in partial.sums.items()}
+        delta = {name: np.empty(shape) for name, shape in partial.shapes.items()}
+        flat = {name: x.reshape(-1) for name, x in delta.items()}
+        finish = self.tile_finisher(partial, ring)
+
+        def fill(tile: Tile) -> None:
+            flat[tile.layer][tile.run] = finish(tile)
+
+        for _ in each(partial.shapes, self.tile_length(partial), fill):
+            pass
+        return delta
 
     def step(self, state: ServerState, delta: Parameters) -> ServerState:
         """State after the round whose combined, and by then private, delta is ``delta``."""
         raise NotImplementedError
+
+    def advance(self, state: ServerState, partial: Partial, ring: Ring) -> ServerState:
+        """``step`` of what ``finish`` gives, to the same bits, with no whole delta in memory.
+
+        The new model takes the place of the sums, so ``partial`` is used up: afterwards it holds
+        nothing.
+
+        Raises:
+            EmptyCohort: Nothing was folded.
+            CohortTooSmall: Fewer updates than this fold needs.
+        """
+        require_enough(partial, self.min_updates)
+        trees = (state.params, *state.moments.values())
+        if not self.is_coordinatewise or any(_shapes(t) != partial.shapes for t in trees):
+            after = self.step(state, self.finish(partial, ring))
+            partial.sums.clear()
+        else:
+            after = self._advance_tiles(state, partial, ring)
+        partial.kept.wipe()
+        return after
+
+    def tile_finisher(self, partial: Partial, ring: Ring) -> Callable[[Tile], Array]:
+        """How ``finish`` gets each flat tile of the delta, in float64."""
+        return lambda tile: ring.decode(
+            partial.sums[tile.layer].reshape(-1)[tile.run], partial.weight
+        )
+
+    def tile_length(self, partial: Partial) -> int:
+        """Entries of a tile when the fold is finished."""
+        return STEP_TILE
+
+    def _advance_tiles(self, state: ServerState, partial: Partial, ring: Ring) -> ServerState:
+        params: dict[str, Array] = {}
+        moments: dict[str, dict[str, Array]] = {symbol: {} for symbol in state.moments}
+        finish = self.tile_finisher(partial, ring)
+        for name, layer in state.params.items():
+            old = layer.reshape(-1)
+            flat = {symbol: tree[name].reshape(-1) for symbol, tree in state.moments.items()}
+            new = {symbol: np.empty(x.size, x.dtype) for symbol, x in flat.items()}
+            total = partial.sums.get(name, np.empty(0, np.int64))
+            out = _place(total, old)
+
+            def step(
+                tile: Tile, old: Array = old, flat: Mapping[str, Array] = flat
+            ) -> tuple[Tile, ServerState]:
+                cut = {symbol: {tile.layer: m[tile.run]} for symbol, m in flat.items()}
+                before = ServerState({tile.layer: old[tile.run]}, cut, state.round)
+                return tile, self.step(before, {tile.layer: finish(tile)})
+
+            for tile, after in each({name: partial.shapes[name]}, self.tile_length(partial), step):
+                out[tile.run] = after.params[name]
+                for symbol, x in new.items():
+                    x[tile.run] = after.moments[symbol][name]
+            if partial.sums.pop(name, None) is not None:
+                words = -(-old.nbytes // total.itemsize)
+                try:  # give the rest back; it must be here, for resize counts who looks at the sum
+                    del out
+                    total.resize(words)
+                except ValueError:
+                    total = total.reshape(-1)[:words].copy()
+                out = total.view(old.dtype)[: old.size]
+            params[name] = out.reshape(partial.shapes[name])
+            for symbol, x in new.items():
+                moments[symbol][name] = x.reshape(partial.shapes[name])
+        return ServerState(params, moments, state.round + 1)
+
+
+def _shapes(tree: Parameters) -> dict[str, tuple[int, ...]]:
+    return {name: x.shape for name, x in tree.items()}
+
+
+def _place(total: NDArray[np.int64], old: Array) -> Array:
+    """Where the successor of ``old`` is written: over its own sum, if it has one.
+
+    It is never longer than the sum, and is written from the front as the sum is used up.
+    """
+    if total.size < old.size:
+        return np.empty(old.size, old.dtype)
+    return total.reshape(-1).view(old.dtype)[: old.size]
 
 
 def require_expected(partial: Partial, update: ModelUpdate) -> None:
@@ -408,7 +506,10 @@ def digest_of_fold(partial: Partial) -> str:
     sites = sorted(partial.kept)
     header = ("foedus-fold-1", layers, partial.weight, partial.num_updates, sites)
     digest = hashlib.sha256(msgspec.json.encode(header) + b"\n")
-    for tensors in (partial.sums, *(partial.kept[site] for site in sites)):
-        for name in sorted(tensors):
-            digest.update(np.ascontiguousarray(tensors[name], "<i8").reshape(-1).data)
+    for name in sorted(partial.sums):
+        digest.update(np.ascontiguousarray(partial.sums[name], "<i8").reshape(-1).data)
+    for site in sites:
+        for tile in tiles_of(partial.shapes, DIGEST_TILE):
+            kept = partial.kept[site].read(tile.layer, tile.start, tile.stop)
+            digest.update(kept.astype("<i8").data)
     return f"sha256:{digest.hexdigest()}"

@@ -241,6 +241,7 @@ def _run_round(
     offered = spec.strategy.offer(before.state)
     gathering = _gather(folder, federation, before, offered, drawn, partial)
     cohort = tuple(sorted(gathering.asked))
+    folded = digest_of_fold(partial)
     if cohort:
         require_quorum(spec, round_, cohort, gathering)
         state = _step(spec, before.state, partial)
@@ -268,7 +269,7 @@ def _run_round(
                 Dropped(site=site, cause=cause.code)
                 for site, cause in sorted(gathering.failures.items())
             ),
-            sum=digest_of_fold(partial),
+            sum=folded,
             model=digest_of(model),
             counts=tuple(drawn.counts[site] for site in cohort) if drawn.counts else UNSET,
             candidates=UNSET
@@ -508,7 +509,7 @@ def require_quorum(
 
 def _step(spec: JobSpec, state: ServerState, partial: Partial) -> ServerState:
     try:
-        after = spec.strategy.step(state, spec.strategy.finish(partial, spec.ring))
+        after = spec.strategy.advance(state, partial, spec.ring)
     except StrategyError as error:
         raise StepError(_at(CauseCode.COHORT_TOO_SMALL, str(error), partial.round)) from error
     if not all(np.isfinite(x).all() for x in after.params.values()):

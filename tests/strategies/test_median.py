@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from strategies import ModelUpdate
-from strategies.median import TILE, CoordinateMedian
+from strategies.median import CoordinateMedian
 from tests.strategies.cohorts import RING, float32s, fold, scalar, scalars, updates
 
 SCALAR = {"w": np.zeros((), np.float32)}
@@ -53,7 +53,7 @@ def test_a_site_counts_once_whatever_it_claims() -> None:
 
 
 def test_layers_larger_than_a_tile_are_taken_whole() -> None:
-    size = TILE + 5
+    size = (1 << 18) + 5
     rows = np.random.default_rng(5).uniform(-1, 1, (5, size)).astype(np.float32)
     cohort = [ModelUpdate(f"s{i}", 1, {"w": row}, 1) for i, row in enumerate(rows)]
 

@@ -79,6 +79,7 @@ def test_nothing_moves_where_no_client_moved(strategy: Strategy) -> None:
 
 def test_every_strategy_has_the_kind_that_a_job_names() -> None:
     assert list(KINDS) == [
+        "bulyan",
         "coordinate-median",
         "fedadagrad",
         "fedadam",
@@ -88,8 +89,13 @@ def test_every_strategy_has_the_kind_that_a_job_names() -> None:
         "fednova",
         "fedprox",
         "fedyogi",
+        "geometric-median",
+        "krum",
+        "multi-krum",
+        "norm-bounding",
         "qfedavg",
         "scaffold",
+        "trimmed-mean",
     ]
 
 

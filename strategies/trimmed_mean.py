@@ -1,0 +1,38 @@
+"""The coordinate-wise trimmed mean.
+
+Source: Yin et al., "Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates",
+ICML 2018, Definition 2 and Algorithm 1 (option II), arXiv:1803.01498. The paper trims the share
+beta of the values at each end; here it is their number f = beta * n, since that is what a job knows
+of its sites, and it stays when sites drop out. The paper averages gradients, here local updates.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import numpy as np
+from msgspec import Meta
+
+from strategies.kept import Decided, KeptFold, Rows, sort_columns
+from strategies.update import Array
+
+
+class TrimmedMean(KeptFold, frozen=True, tag="trimmed-mean"):
+    """Move the model by the mean of each coordinate without its f lowest and f highest values.
+
+    Attributes:
+        num_malicious: Most sites of a round that may be wrong (f); a round needs 2f + 1 updates.
+    """
+
+    num_malicious: Annotated[int, Meta(ge=1, le=100_000)] = 1
+
+    @property
+    def min_rows(self) -> int:
+        return 2 * self.num_malicious + 1
+
+    def combine(self, rows: Rows, decided: Decided) -> Array:
+        middle = sort_columns(rows)[self.num_malicious : len(rows) - self.num_malicious]
+        total = np.zeros(middle[0].size, np.int64)
+        for row in middle:
+            np.add(total, row, out=total)
+        return np.true_divide(total, len(middle))
