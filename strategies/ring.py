@@ -190,15 +190,18 @@ class Ring(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         factor: float = 1.0,
     ) -> None:
         values, totals = _flat(update.delta), _flat(sums)
+        longest = min(TILE, max((total.size for total in sums.values()), default=0))
+        spare: list[NDArray[np.float64]] = []  # one for each thread; fresh pages are dear
 
         def add_span(span: Tile) -> None:
-            scratch = np.empty(min(TILE, span.stop - span.start))
+            scratch = spare.pop() if spare else np.empty(longest)
             for tile in span.cut(TILE):
                 q = self.encode_into(values[span.layer][tile], scratch, factor)
                 if weight != 1:
                     np.multiply(q, weight, out=q)
                 total = totals[span.layer][tile]
                 np.add(total, q, out=total)
+            spare.append(scratch)
 
         for _ in each({name: x.shape for name, x in sums.items()}, SPAN, add_span):
             pass
