@@ -357,10 +357,13 @@ def test_advancing_is_finishing_and_stepping_to_the_same_bits(
     at_once = apart
     for number in (1, 2):
         partials = [strategy.zero(apart), strategy.zero(at_once)]
+        for partial in partials:
+            partial.population = 3 * SEVEN
         for i in range(SEVEN):
             delta = {n: rng.normal(0, 0.1, s).astype(np.float32) for n, s in shapes.items()}
+            update = completed(strategy, ModelUpdate(f"s{i}", number, delta, i + 1))
             for partial in partials:
-                strategy.accumulate(partial, ModelUpdate(f"s{i}", number, delta, i + 1), RING)
+                strategy.accumulate(partial, update, RING)
         apart = strategy.step(apart, strategy.finish(partials[0], RING))
         at_once = strategy.advance(at_once, partials[1], RING)
 
