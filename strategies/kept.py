@@ -31,9 +31,9 @@ from strategies.update import Array, ModelUpdate
 Rows = NDArray[Any]
 Decided = NDArray[np.float64]
 
-ROWS_TILE: Final = 1 << 19
+ROWS_TILE: Final = 1 << 21
 """Entries of all rows of a tile together."""
-SPILL_TILE: Final = 1 << 17
+SPILL_TILE: Final = 1 << 18
 
 
 class KeptFold(FedAvg, frozen=True):

@@ -25,7 +25,7 @@ from strategies.tiles import Tile, each
 from strategies.update import Array, Incompatible, ModelUpdate, NotFinite, OutOfRing
 
 WIDTH_BITS: Final = 63  # of int64, without its sign
-TILE: Final = 1 << 18  # entries per numpy call: fewer, and threads wait for each other
+TILE: Final = 1 << 19  # entries per numpy call: with fewer, threads wait for each other
 SPAN: Final = 1 << 20  # entries that a thread takes at a time
 ENTRY_BITS: Final = 51
 ROUNDER: Final = 1.5 * 2.0**52

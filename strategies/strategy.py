@@ -32,7 +32,7 @@ from strategies.update import (
     Parameters,
 )
 
-STEP_TILE: Final = 1 << 17  # entries; a step has some float64 temporaries for each
+STEP_TILE: Final = 1 << 18  # entries; a step has some float64 temporaries for each
 DIGEST_TILE: Final = 1 << 18
 Scalar: TypeAlias = Literal["steps", "rate", "normaliser", "loss_before"]
 """What a trainer can tell of a site's training beside the delta: the number of local steps, the

@@ -194,14 +194,14 @@ def test_scaling_all_updates_scales_the_result(strategy: Strategy) -> None:
 
 @pytest.mark.parametrize("strategy", ROBUST, ids=lambda s: s.__struct_config__.tag)
 def test_layers_longer_than_a_tile_are_folded_whole(strategy: Strategy) -> None:
-    rows = np.random.default_rng(5).integers(-64, 64, (11, 200_001)) / 16
-    model = {"a": np.zeros((200_000,), np.float32), "b": np.zeros((), np.float32)}
+    rows = np.random.default_rng(5).integers(-64, 64, (11, 400_001)) / 16
+    model = {"a": np.zeros((400_000,), np.float32), "b": np.zeros((), np.float32)}
     cohort = [
         ModelUpdate(f"s{i:02}", 1, {"a": row[:-1], "b": row[-1]}, 1) for i, row in enumerate(rows)
     ]
     found = strategy.finish(fold(cohort, strategy, model), RING)
 
-    ends = [*range(5), 99_999, 199_998, 199_999]
+    ends = [*range(5), 199_999, 399_998, 399_999]
     if isinstance(strategy, CoordinateMedian | TrimmedMean):
         short = result(strategy, rows[:, ends].tolist())
         assert found["a"][ends].tolist() == short
