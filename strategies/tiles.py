@@ -51,7 +51,7 @@ def tiles_of(shapes: Mapping[str, tuple[int, ...]], length: int) -> Iterator[Til
 def each(
     shapes: Mapping[str, tuple[int, ...]], length: int, work: Callable[[Tile], Result]
 ) -> Iterator[Result]:
-    """Results of ``work`` on every tile, in order; some dozens are under way at a time.
+    """Results of ``work`` on every tile, in order; four for each thread are under way at a time.
 
     When a result is handed out, the tiles of its wave are done and those after are not begun.
     """
@@ -61,5 +61,5 @@ def each(
         yield from map(work, tiles)
         return
     with ThreadPoolExecutor(threads) as pool:
-        while wave := list(islice(tiles, 16 * threads)):
+        while wave := list(islice(tiles, 4 * threads)):
             yield from list(pool.map(work, wave))

@@ -32,7 +32,8 @@ class TrimmedMean(KeptFold, frozen=True, tag="trimmed-mean"):
 
     def combine(self, rows: Rows, decided: Decided) -> Array:
         middle = sort_columns(rows)[self.num_malicious : len(rows) - self.num_malicious]
-        total, widened = np.zeros((2, rows.shape[1]), np.result_type(rows, np.int64))
+        total = np.zeros(rows.shape[1], np.int64)
+        widened = np.empty_like(total)
         for row in middle:
             np.copyto(widened, row)  # twice as fast as to let the addition widen it
             np.add(total, widened, out=total)
