@@ -213,6 +213,7 @@ class Wrapper:
             await anyio.wait_readable(exited)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+        await anyio.wait_readable(exited)  # only then are the processes that it leaves behind ours
         end_children(spare=process.pid)
         process.wait()
 
