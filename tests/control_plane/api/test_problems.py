@@ -53,29 +53,6 @@ ELSEWHERE = (
     "control_plane.data_folder.FolderInUse",
 )
 """Prefixes of errors that never come to the border of HTTP, by where they end instead."""
-HERE = {
-    # Raised in the processes of a step, which end with a cause.
-    "workflows.trainers.trainer.ProgramError",
-    "workflows.tasks.SiteFailure",
-    "workflows.workbench.NotOpened",
-    "workflows.frames.",
-    "workflows.run_folder.StepError",
-    "workflows.checkpoint.CheckpointUnreadable",
-    "workflows.transcript.TranscriptInvalid",
-    "workflows.courier.",
-    "workflows.steps.publish.NotOnRecord",
-    "workflows.wrapper.Over",
-    "translation.",
-    # Raised and understood by the reconciler.
-    "control_plane.finalisation.Unverified",
-    # Raised in the command line and the SDK.
-    "clients.",
-    "workflows.job_document.DocumentInvalid",
-    # Raised before the server listens.
-    "workflows.runtime_headers.HeaderInvalid",
-    "control_plane.data_folder.FolderInUse",
-}
-"""Prefixes of errors that never come to the border of HTTP, by where they end instead."""
 HERE = {"clients.identity.NotAuthentic"}
 
 
