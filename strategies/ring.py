@@ -22,10 +22,17 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from strategies.tiles import Tile, each
-from strategies.update import Array, Incompatible, ModelUpdate, NotFinite, OutOfRing
+from strategies.update import (
+    Array,
+    Incompatible,
+    ModelUpdate,
+    NotFinite,
+    OutOfRing,
+    UpdateRefused,
+)
 
 WIDTH_BITS: Final = 63  # of int64, without its sign
-TILE: Final = 1 << 19  # entries per numpy call: with fewer, threads wait for each other
+TILE: Final = 1 << 18  # entries per numpy call: with fewer threads wait, with more caches miss
 SPAN: Final = 1 << 20  # entries that a thread takes at a time
 ENTRY_BITS: Final = 51
 ROUNDER: Final = 1.5 * 2.0**52
@@ -101,26 +108,9 @@ class Ring(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             NotFinite: A value is NaN or infinite.
             OutOfRing: A value exceeds ``magnitude`` or the weight is not in 1..``max_weight``.
         """
-        if not 1 <= update.num_examples <= self.max_weight:
-            reason = f"weight {update.num_examples} is not in 1..{self.max_weight}"
-            raise OutOfRing(update.site, reason)
-        if update.delta.keys() != shapes.keys():
-            differing = sorted(update.delta.keys() ^ shapes.keys())
-            raise Incompatible(update.site, f"layers missing or unknown: {', '.join(differing)}")
-        for name, shape in shapes.items():
-            _require_layer(update.site, name, update.delta[name], shape)
-        flat = _flat(update.delta)
-
-        def bounds(span: Tile) -> list[tuple[str, float, float]]:
-            runs = (flat[span.layer][tile] for tile in span.cut(TILE))
-            return [(span.layer, float(x.min()), float(x.max())) for x in runs]
-
-        for name, low, high in chain.from_iterable(each(shapes, SPAN, bounds)):
-            if not (isfinite(low) and isfinite(high)):
-                raise NotFinite(update.site, f"layer {name} holds NaN or infinity")
-            if max(-low, high) > self.magnitude:
-                reason = f"layer {name} holds {max(-low, high):g}, beyond {self.magnitude:g}"
-                raise OutOfRing(update.site, reason)
+        self._require_form(update, shapes)
+        if refusal := self._refusal(update, shapes):
+            raise refusal
 
     def encode(
         self, update: ModelUpdate, shapes: Mapping[str, tuple[int, ...]]
@@ -132,7 +122,7 @@ class Ring(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             NotFinite: A value is NaN or infinite.
             OutOfRing: A value exceeds ``magnitude`` or the weight is not in 1..``max_weight``.
         """
-        self.require(update, shapes)
+        self._require_form(update, shapes)
         encoded = {name: np.zeros(shape, np.int64) for name, shape in shapes.items()}
         self._add(update, 1, encoded)
         return encoded
@@ -175,12 +165,41 @@ class Ring(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             NotFinite: A value is NaN or infinite.
             OutOfRing: A value exceeds ``magnitude`` or the weight is not in 1..``max_weight``.
         """
-        self.require(update, {name: total.shape for name, total in sums.items()})
+        self._require_form(update, {name: total.shape for name, total in sums.items()})
         self._add(update, update.num_examples, sums, factor)
 
     def decode(self, total: NDArray[np.int64], weight: int) -> Array:
         """The mean that a weighted sum stands for, in float64."""
-        return np.true_divide(total, weight) / self.scale
+        return np.true_divide(total, weight * self.scale)  # exact as two steps: a power of two
+
+    def _require_form(self, update: ModelUpdate, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """``require`` but for the values."""
+        if not 1 <= update.num_examples <= self.max_weight:
+            reason = f"weight {update.num_examples} is not in 1..{self.max_weight}"
+            raise OutOfRing(update.site, reason)
+        if update.delta.keys() != shapes.keys():
+            differing = sorted(update.delta.keys() ^ shapes.keys())
+            raise Incompatible(update.site, f"layers missing or unknown: {', '.join(differing)}")
+        for name, shape in shapes.items():
+            _require_layer(update.site, name, update.delta[name], shape)
+
+    def _refusal(
+        self, update: ModelUpdate, shapes: Mapping[str, tuple[int, ...]]
+    ) -> UpdateRefused | None:
+        """Why the first layer that cannot be encoded cannot; None if all can."""
+        flat = _flat(update.delta)
+
+        def bounds(span: Tile) -> list[tuple[str, float, float]]:
+            runs = (flat[span.layer][tile] for tile in span.cut(TILE))
+            return [(span.layer, float(x.min()), float(x.max())) for x in runs]
+
+        for name, low, high in chain.from_iterable(each(shapes, SPAN, bounds)):
+            if not (isfinite(low) and isfinite(high)):
+                return NotFinite(update.site, f"layer {name} holds NaN or infinity")
+            if max(-low, high) > self.magnitude:
+                reason = f"layer {name} holds {max(-low, high):g}, beyond {self.magnitude:g}"
+                return OutOfRing(update.site, reason)
+        return None
 
     def _add(
         self,
@@ -189,22 +208,41 @@ class Ring(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         sums: Mapping[str, NDArray[np.int64]],
         factor: float = 1.0,
     ) -> None:
+        """Check each tile and add it while it is near, for memory is what the fold waits for.
+
+        Integers modulo 2**64 give back exactly what was added to them, so a refused update is taken
+        out of ``sums`` again.
+        """
         values, totals = _flat(update.delta), _flat(sums)
+        shapes = {name: total.shape for name, total in sums.items()}
         longest = min(TILE, max((total.size for total in sums.values()), default=0))
         spare: list[NDArray[np.float64]] = []  # one for each thread; fresh pages are dear
+        added: list[tuple[str, slice]] = []
 
-        def add_span(span: Tile) -> None:
+        def entries(x: Array, scratch: NDArray[np.float64]) -> NDArray[np.int64]:
+            q = self.encode_into(x, scratch, factor)
+            return q if weight == 1 else np.multiply(q, weight, out=q)
+
+        def add_span(span: Tile) -> bool:
             scratch = spare.pop() if spare else np.empty(longest)
             for tile in span.cut(TILE):
-                q = self.encode_into(values[span.layer][tile], scratch, factor)
-                if weight != 1:
-                    np.multiply(q, weight, out=q)
-                total = totals[span.layer][tile]
-                np.add(total, q, out=total)
+                x, total = values[span.layer][tile], totals[span.layer][tile]
+                low, high = float(x.min()), float(x.max())
+                if not -self.magnitude <= low <= high <= self.magnitude:  # NaN is not, either
+                    return False
+                np.add(total, entries(x, scratch), out=total)
+                added.append((span.layer, tile))
             spare.append(scratch)
+            return True
 
-        for _ in each({name: x.shape for name, x in sums.items()}, SPAN, add_span):
-            pass
+        if all(each(shapes, SPAN, add_span)):
+            return
+        scratch = np.empty(longest)
+        for layer, tile in added:
+            total = totals[layer][tile]
+            np.subtract(total, entries(values[layer][tile], scratch), out=total)
+        changed = OutOfRing(update.site, "its values changed while they were folded")
+        raise self._refusal(update, shapes) or changed
 
 
 def _require_layer(site: str, name: str, x: Array, shape: tuple[int, ...]) -> None:

@@ -11,7 +11,15 @@ from hypothesis import given, reject
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from strategies import Incompatible, ModelUpdate, NotFinite, OutOfRing, Ring, RingTooSmall
+from strategies import (
+    Incompatible,
+    ModelUpdate,
+    NotFinite,
+    OutOfRing,
+    Ring,
+    RingTooSmall,
+    UpdateRefused,
+)
 from strategies.ring import TILE
 
 RINGS = st.builds(
@@ -139,6 +147,18 @@ def test_what_is_not_finite_is_refused_wherever_it_hides(
     x[-1] = bad
     with pytest.raises(NotFinite, match="site-0001: layer w"):
         encoded(Ring(), x)
+
+
+@pytest.mark.parametrize("place", [0, TILE, 3 * TILE, -1])
+@pytest.mark.parametrize("bad", [np.nan, 65.0])
+def test_what_is_refused_leaves_nothing_in_the_sums(bad: float, place: int) -> None:
+    x = np.full(5 * TILE + 3, 0.5, np.float32)
+    x[place] = bad
+    before = np.random.default_rng(1).integers(-(2**62), 2**62, x.size)
+    sums = {"w": before.copy()}
+    with pytest.raises(UpdateRefused, match="site-0001: layer w"):
+        Ring().add(one(x, 977), sums, factor=0.3)
+    np.testing.assert_array_equal(sums["w"], before)
 
 
 @pytest.mark.parametrize("value", [64.00001, -64.00001])
