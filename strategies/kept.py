@@ -176,8 +176,17 @@ def sort_columns(rows: Rows) -> list[Rows]:
     By a network of minima and maxima of whole rows, which no branch slows down: five times faster
     than ``np.sort`` and fifteen times than ``np.median`` at 32 rows.
     """
+    return _through(_comparators(len(rows)), rows)
+
+
+def middle_of_columns(rows: Rows, start: int, stop: int) -> list[Rows]:
+    """``sort_columns`` from ``start`` to ``stop`` alone, in any order within each column."""
+    return _through(_comparators_of_middle(len(rows), start, stop), rows)[start:stop]
+
+
+def _through(network: Sequence[tuple[int, int]], rows: Rows) -> list[Rows]:
     wires, spare = list(rows), np.empty_like(rows[0])
-    for i, j in _comparators(len(wires)):
+    for i, j in network:
         low, high = wires[i], wires[j]
         np.minimum(low, high, out=spare)
         np.maximum(low, high, out=high)
@@ -198,6 +207,21 @@ def _comparators(n: int) -> tuple[tuple[int, int], ...]:
             d, q, r = (q - p, q >> 1, p) if q != p else (0, q, r)
         p >>= 1
     return tuple(found)
+
+
+@cache
+def _comparators_of_middle(n: int, start: int, stop: int) -> tuple[tuple[int, int], ...]:
+    """Those that tell the values below ``start``, the middle and those from ``stop`` apart.
+
+    Backwards from the end, a comparator of two wires that nothing later tells apart is left out.
+    """
+    kinds = [(w >= start) + (w >= stop) for w in range(n)]
+    needed: list[tuple[int, int]] = []
+    for i, j in reversed(_comparators(n)):
+        if kinds[i] != kinds[j]:
+            needed.append((i, j))
+            kinds[i], kinds[j] = 2 * len(needed) + 1, 2 * len(needed) + 2
+    return tuple(reversed(needed))
 
 
 def weighted_mean(rows: Rows, weights: Decided) -> Array:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from strategies.kept import BucketedFold, Decided, Rows, sort_columns
+from strategies.kept import BucketedFold, Decided, Rows, middle_of_columns
 from strategies.update import Array
 
 
@@ -19,7 +19,6 @@ class CoordinateMedian(BucketedFold, frozen=True, tag="coordinate-median"):
 
     def combine(self, rows: Rows, decided: Decided) -> Array:
         """Median of each column; an even number of values gives the mean of the middle two."""
-        values = sort_columns(rows)
-        low, high = values[(len(values) - 1) // 2], values[len(values) // 2]
-        total: Array = low.astype(np.float64) + high
+        middle = middle_of_columns(rows, (len(rows) - 1) // 2, len(rows) // 2 + 1)
+        total: Array = middle[0].astype(np.float64) + middle[-1]
         return total / 2

@@ -13,7 +13,7 @@ from typing import Annotated
 import numpy as np
 from msgspec import Meta
 
-from strategies.kept import Decided, KeptFold, Rows, sort_columns
+from strategies.kept import Decided, KeptFold, Rows, middle_of_columns
 from strategies.update import Array
 
 
@@ -31,7 +31,8 @@ class TrimmedMean(KeptFold, frozen=True, tag="trimmed-mean"):
         return 2 * self.num_malicious + 1
 
     def combine(self, rows: Rows, decided: Decided) -> Array:
-        middle = sort_columns(rows)[self.num_malicious : len(rows) - self.num_malicious]
+        f = self.num_malicious
+        middle = middle_of_columns(rows, f, len(rows) - f)
         total = np.zeros(rows.shape[1], np.int64)
         widened = np.empty_like(total)
         for row in middle:

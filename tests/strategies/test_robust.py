@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from strategies import AnyStrategy, CohortTooSmall, ModelUpdate, ServerState, Strategy
 from strategies.bulyan import Bulyan
 from strategies.geometric_median import GeometricMedian
-from strategies.kept import sort_columns
+from strategies.kept import middle_of_columns, sort_columns
 from strategies.krum import Krum, MultiKrum
 from strategies.median import CoordinateMedian
 from strategies.norm_bounding import NormBounding
@@ -259,6 +259,16 @@ def test_an_update_too_long_for_float32_squares_is_still_bounded() -> None:
 def test_the_network_sorts_any_number_of_rows(rows: int, seed: int) -> None:
     x = np.random.default_rng(seed).integers(-5, 5, (rows, 4)).astype(np.int32)
     np.testing.assert_array_equal(np.stack(sort_columns(x.copy())), np.sort(x, axis=0))
+
+
+@pytest.mark.parametrize("n", range(1, 12))
+def test_the_middle_of_sorted_columns_needs_no_more_of_the_network(n: int) -> None:
+    zeros_and_ones = (np.arange(2**n) >> np.arange(n)[:, None]) & 1  # all columns of them
+    for start in range(n):
+        for stop in range(start + 1, n + 1):
+            middle = np.stack(middle_of_columns(zeros_and_ones.copy(), start, stop))
+            expected = np.sort(zeros_and_ones, axis=0)[start:stop]
+            np.testing.assert_array_equal(np.sort(middle, axis=0), expected)
 
 
 @pytest.mark.parametrize(
