@@ -16,7 +16,8 @@ from msgspec import Meta
 
 from privacy import AnyMechanism, Protection
 from sharing.object_store import Digest, is_digest
-from strategies import AnyStrategy, FedAvg, Ring, RingTooSmall, Strategy
+from strategies import AnyStrategy, FedAvg, Ring, RingTooSmall
+from strategies.kept import KeptFold
 from workflows.capabilities import Capabilities, DatasetFacts, ProgramFacts, RuntimeAbilities
 from workflows.codecs import AnyCodec, NoCodec
 from workflows.data.partitioners import AnyPartitioner, ByLabel, Dirichlet, Iid
@@ -323,6 +324,11 @@ class JobSpec(Value, frozen=True):
         """Most updates that one round can fold."""
         return self.cohort.selection.most(self.cohort_size, self.num_sites or self.cohort_size)
 
+    @property
+    def has_memory(self) -> bool:
+        """Whether sites keep something like the model from round to round."""
+        return self.strategy.has_memory or self.codec.has_memory
+
     def check(self, capabilities: Capabilities) -> JobSpec:
         """Return the job if its parts fit together and the platform can do what they ask.
 
@@ -389,6 +395,13 @@ def _require_runtime(spec: JobSpec, capabilities: Capabilities) -> None:
             f"and {codec} changes that on its way",
             "use the codec none, or a strategy whose sites keep nothing",
         )
+    if spec.codec.has_memory and isinstance(spec.strategy, KeptFold):
+        raise Inconsistent(
+            ("codec.kind", "strategy.kind"),
+            f"what a site does not send by {codec} is made up for where updates are added up, and "
+            f"{_kind(spec.strategy)} does not add them up",
+            "use another codec, or a strategy that folds a sum, as fedavg",
+        )
 
 
 def _require_privacy(spec: JobSpec, capabilities: Capabilities) -> None:
@@ -427,7 +440,7 @@ def _require_program(spec: JobSpec, capabilities: Capabilities) -> None:
             f"raise limits.memory_mb to {needed} or more",
         )
     _require_room_for_memories(spec, facts)
-    size = _size_bytes(facts) * _models_in_answer(spec.strategy)
+    size = _size_bytes(facts) * _models_in_answer(spec)
     if not spec.program.config and size > spec.limits.output_mb << 20:
         raise Inconsistent(
             ("limits.output_mb", "program"),
@@ -438,22 +451,29 @@ def _require_program(spec: JobSpec, capabilities: Capabilities) -> None:
 
 def _require_room_for_memories(spec: JobSpec, facts: ProgramFacts) -> None:
     """What simulated sites keep fits into a round's checkpoint."""
-    if not spec.strategy.has_memory or spec.program.config:
+    if not spec.has_memory or spec.program.config:
         return
+    part, keeper = (
+        ("codec", _kind(spec.codec))
+        if spec.codec.has_memory
+        else (
+            "strategy",
+            _kind(spec.strategy),
+        )
+    )
     sites, each = _partitioned(spec).sites, _size_bytes(facts)
     if sites * each > MOST_KEPT_MB << 20:
         raise Inconsistent(
-            ("strategy.kind", "data.sites"),
-            f"every site keeps {each} bytes for {_kind(spec.strategy)}, {sites} sites more than "
+            (f"{part}.kind", "data.sites"),
+            f"every site keeps {each} bytes for {keeper}, {sites} sites more than "
             f"{MOST_KEPT_MB} MiB",
-            f"ask for at most {max(1, (MOST_KEPT_MB << 20) // each)} sites, or use another "
-            "strategy",
+            f"ask for at most {max(1, (MOST_KEPT_MB << 20) // each)} sites, or use another {part}",
         )
 
 
-def _models_in_answer(strategy: Strategy) -> int:
+def _models_in_answer(spec: JobSpec) -> int:
     """Arrays like the model that a site's answer holds: what it sends, and what it keeps."""
-    return 1 + len(strategy.vectors) + strategy.has_memory
+    return 1 + len(spec.strategy.vectors) + spec.has_memory
 
 
 def _require_local_optimizer(spec: JobSpec, facts: ProgramFacts) -> None:

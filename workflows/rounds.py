@@ -440,7 +440,7 @@ def _fold(
     try:
         delta = spec.codec.decode(answer.delta, model, codec_seed(spec, partial.round, site))
         update = ModelUpdate(site, partial.round, delta, weight, answer.scalars)
-        if spec.strategy.has_memory:
+        if spec.has_memory:
             require_memory(site, answer.memory, model)
         spec.strategy.accumulate(partial, update, spec.ring)
     except Undecodable as error:
@@ -448,7 +448,7 @@ def _fold(
     except UpdateRefused as refused:
         code = next(code for kind, code in _REFUSALS if isinstance(refused, kind))
         return Cause(code=code, detail=refused.reason, site=site)
-    if spec.strategy.has_memory:
+    if spec.has_memory:
         gathering.memories[site] = answer.memory
     gathering.commitments.append(commitment)
     gathering.bytes_up += answer.size_bytes

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from strategies import Parameters, Strategy
+from strategies import Parameters, SiteShare, Strategy
 from workflows.causes import Cause, CauseCode
 from workflows.codecs import AnyCodec, Unencodable
 from workflows.data.examples import Examples
@@ -107,17 +107,18 @@ class Workbench:
                 specs, made = describe(self.trainer.initial())
                 return Arrays(arrays=specs), made
             case Train():
+                memory = arrays_from(task.memory, blobs)
                 trained = self.train(
                     self.model(task.model),
                     task.site,
                     task.local,
                     task.strategy,
-                    arrays_from(task.memory, blobs),
+                    memory,
                     task.seed,
                 )
-                sent = encoded(trained.share.sent, task.codec, task.codec_seed)
-                specs, made = describe(sent)
-                kept, to_keep = describe(trained.share.memory)
+                share = encoded(trained.share, task.codec, memory, task.codec_seed)
+                specs, made = describe(share.sent)
+                kept, to_keep = describe(share.memory)
                 answer = TrainedSite(
                     arrays=specs,
                     num_examples=trained.num_examples,
@@ -187,14 +188,22 @@ class Workbench:
         )
 
 
-def encoded(delta: Parameters, codec: AnyCodec, seed: int) -> dict[str, np.ndarray]:
-    """``delta`` as it leaves the site.
+def encoded(share: SiteShare, codec: AnyCodec, memory: Parameters, seed: int) -> SiteShare:
+    """``share`` as it leaves the site, and what the site keeps for the codec too.
+
+    Args:
+        share: What the strategy made of the training.
+        codec: How it travels.
+        memory: What the site kept when it was last drawn, for strategy or codec; never for both,
+            as a strategy with a memory goes with the codec none alone.
+        seed: Of what is random in the encoding.
 
     Raises:
         ProgramError: The codec has no form for a value of it.
     """
     try:
-        return codec.encode(delta, seed)
+        coded = codec.conclude(share.sent, memory if codec.has_memory else {}, seed)
+        return SiteShare(coded.sent, {**share.memory, **coded.memory})
     except Unencodable as error:
         cause = Cause(code=CauseCode.UPDATE_NOT_FINITE, detail=f"after training, {error}")
         raise ProgramError(cause) from error

@@ -1,4 +1,4 @@
-"""Strategies with a client half, on real workers: neither runtime, workers nor deaths show.
+"""Strategies and codecs with a half at the site, on real workers: what must not show does not.
 
 Pools are opened once and many short runs go through them; ``test_equality`` starts whole steps.
 """
@@ -32,12 +32,15 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "scaffold": {"kind": "scaffold"},
     "scaffold by gradients": {"kind": "scaffold", "option": "gradient"},
     "feddyn": {"kind": "feddyn", "alpha": 0.1},
+    "fedavg by top-k": {"kind": "fedavg"},
 }
+CODECS: dict[str, dict[str, Any]] = {"fedavg by top-k": {"kind": "top-k", "fraction": 0.05}}
 ROUNDS = 3
 
 
 def spec_of(name: str) -> JobSpec:
-    return job(strategy=STRATEGIES[name], rounds=ROUNDS, cohort={"size": 3})
+    codec = CODECS.get(name, {"kind": "none"})
+    return job(strategy=STRATEGIES[name], rounds=ROUNDS, cohort={"size": 3}, codec=codec)
 
 
 @contextmanager
@@ -129,7 +132,7 @@ def test_killed_workers_take_no_sites_memory_with_them(
 
 def test_what_sites_keep_does_not_count_as_travelled(tmp_path: Path, four: Simulation) -> None:
     sizes = {}
-    for name in ("fednova", "feddyn", "scaffold"):
+    for name in ("fednova", "feddyn", "scaffold", "fedavg by top-k"):
         spec = spec_of(name)
         exchange = DirectExchange(four.pool, spec)
         (*_, event) = finished(ran(tmp_path / name, four, exchange, spec))
@@ -137,3 +140,6 @@ def test_what_sites_keep_does_not_count_as_travelled(tmp_path: Path, four: Simul
 
     assert sizes["feddyn"] == sizes["fednova"]
     assert sizes["scaffold"] == tuple(2 * size for size in sizes["fednova"])
+    # Of 4096, 64, 640 and 10 entries 205, 3, 32 and 1 travel, with a bit or four bytes for each.
+    by_top_k = (512 + 4 * 205) + (8 + 4 * 3) + (80 + 4 * 32) + (2 + 4)
+    assert sizes["fedavg by top-k"] == (3 * by_top_k, sizes["fednova"][1])

@@ -41,6 +41,7 @@ CAPABILITIES = Capabilities(
             mechanisms=("dp-sgd",),
         ),
         "zipping": RuntimeAbilities(summary="Zips", modes=("simulation",), codecs=("int8",)),
+        "sparse": RuntimeAbilities(summary="Picks", modes=("simulation",), codecs=("top-k",)),
         "sites": RuntimeAbilities(summary="Real sites", modes=("simulation", "sites")),
     },
     strategies=tuple(KINDS),

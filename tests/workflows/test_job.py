@@ -111,7 +111,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[JobError], tuple[str, ...], str]] 
         {"runtime": {"kind": "tff"}},
         Unsupported,
         ("runtime.kind",),
-        "flower, native, zipping or sites",
+        "flower, native, zipping, sparse or sites",
     ),
     "real sites on a runtime that only simulates": (
         {"runtime": {"mode": "sites"}},
@@ -498,6 +498,23 @@ REFUSED: dict[str, tuple[dict[str, Any], type[JobError], tuple[str, ...], str]] 
         Inconsistent,
         ("codec.kind", "strategy.kind"),
         "use the codec none",
+    ),
+    "a codec that makes up for what a fold does not add up": (
+        {"strategy": {"kind": "krum"}, "codec": {"kind": "top-k"}, "runtime": {"kind": "sparse"}},
+        Inconsistent,
+        ("codec.kind", "strategy.kind"),
+        "a strategy that folds a sum",
+    ),
+    "more than can be kept of what does not travel": (
+        {
+            "program": {"kind": "bundle", "digest": HEAVY},
+            "codec": {"kind": "top-k"},
+            "runtime": {"kind": "sparse"},
+            "data": {"sites": 65},
+        },
+        Inconsistent,
+        ("codec.kind", "data.sites"),
+        "at most 64 sites, or use another codec",
     ),
     "less memory than the framework takes": (
         {"limits": {"memory_mb": 256}},

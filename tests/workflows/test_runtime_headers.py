@@ -59,7 +59,7 @@ def test_a_star_is_every_codec_there_is(tmp_path: Path) -> None:
     abilities = read_header(script(tmp_path, FULL.replace('codecs = ["none"]', 'codecs = ["*"]')))
 
     assert abilities
-    assert abilities.codecs == ("fp16", "int8", "none", "random-mask")
+    assert abilities.codecs == ("fp16", "int8", "none", "random-mask", "top-k")
 
 
 def test_a_folder_gives_its_runtimes_sorted_and_skips_other_modules(tmp_path: Path) -> None:

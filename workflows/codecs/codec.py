@@ -2,7 +2,8 @@
 
 A site encodes its update layer by layer, and what comes of it travels and is committed to; the
 server decodes it before the fold. Both halves are pure, and whatever is random in them follows from
-one seed that both know, so nothing but values travels and a resumed run sends the same bytes.
+one seed that both know, so nothing but values travels and a resumed run sends the same bytes. A
+codec may have a site keep something from one update to the next.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 import msgspec
 import numpy as np
 
-from strategies import Parameters
+from strategies import Parameters, SiteShare
 from strategies.update import Array
 from workflows.seeds import derive
 
@@ -52,9 +53,24 @@ class Codec(
 
     Attributes:
         unbiased: Whether the decoded update is, over all seeds, on average the one encoded.
+        has_memory: Whether a site keeps something from one update to the next, shaped like them.
     """
 
     unbiased: ClassVar[bool] = False
+    has_memory: ClassVar[bool] = False
+
+    def conclude(self, delta: Parameters, memory: Parameters, seed: int) -> SiteShare:
+        """What a site sends and keeps of ``delta``, given what it kept of the one before.
+
+        Args:
+            delta: As trained.
+            memory: What the site kept when its last update was folded; empty before.
+            seed: Of whatever is random.
+
+        Raises:
+            Unencodable: A value has no form.
+        """
+        return SiteShare(self.encode(delta, seed))
 
     def encode(self, delta: Parameters, seed: int) -> dict[str, np.ndarray[Any, Any]]:
         """``delta`` as it travels, under the same names.

@@ -253,12 +253,13 @@ def client_app(bench: Workbench) -> ClientApp:
     def train(message: Message, context: Context) -> Message:
         config = msgspec.json.decode(message.content["config"]["asked"], type=TrainConfig)
         kept = message.content.get("memory")
+        memory = to_arrays(kept) if kept else {}
         trained = bench.train(
             to_arrays(message.content["arrays"]),
             str(context.node_config["site"]),
             config.local,
             config.strategy,
-            to_arrays(kept) if kept else {},
+            memory,
             config.seed,
         )
         metrics = MetricRecord({"num-examples": trained.num_examples})
@@ -266,10 +267,10 @@ def client_app(bench: Workbench) -> ClientApp:
             metrics["loss"] = trained.loss
         for name, value in trained.scalars.items():
             metrics[SCALAR + name] = value
-        sent = encoded(trained.share.sent, config.codec, config.codec_seed)
-        content = RecordDict({"arrays": to_record(sent), "metrics": metrics})
-        if trained.share.memory:
-            content["memory"] = to_record(trained.share.memory)
+        share = encoded(trained.share, config.codec, memory, config.codec_seed)
+        content = RecordDict({"arrays": to_record(share.sent), "metrics": metrics})
+        if share.memory:
+            content["memory"] = to_record(share.memory)
         return Message(content, reply_to=message)
 
     @app.evaluate()  # type: ignore[untyped-decorator]  # of flwr

@@ -17,12 +17,14 @@ from workflows.codecs import KINDS, AnyCodec, Codec, NoCodec, Undecodable, Unenc
 from workflows.codecs.fp16 import Fp16
 from workflows.codecs.int8 import Int8
 from workflows.codecs.random_mask import RandomMask
+from workflows.codecs.top_k import TopK
 
 CODECS: dict[str, Codec] = {
     "none": NoCodec(),
     "fp16": Fp16(),
     "int8": Int8(bucket=8),
     "random-mask": RandomMask(fraction=0.3),
+    "top-k": TopK(fraction=0.3),
 }
 UPDATE = {
     "w": np.random.default_rng(1).normal(size=(7, 11)).astype(np.float32),
@@ -89,6 +91,7 @@ def test_exact_bytes_of_a_model() -> None:
         "fp16": 4020,
         "int8": (2 * 4 + 2000) + (4 + 10),
         "random-mask": 4 * (500 + 2),
+        "top-k": (250 + 4 * 200) + (2 + 4),
     }
 
 
@@ -227,7 +230,15 @@ def test_a_whole_mask_is_no_codec() -> None:
 
 @pytest.mark.parametrize(
     ("codec", "value"),
-    [(Fp16(), 70_000.0), (Int8(), 1e300), (Int8(), np.nan), (Int8(), np.inf), (Fp16(), np.nan)],
+    [
+        (Fp16(), 70_000.0),
+        (Int8(), 1e300),
+        (Int8(), np.nan),
+        (Int8(), np.inf),
+        (Fp16(), np.nan),
+        (TopK(), np.nan),
+        (TopK(), -np.inf),
+    ],
     ids=str,
 )
 def test_a_value_without_a_form_is_refused_with_its_layer(codec: Codec, value: float) -> None:
@@ -262,7 +273,7 @@ def spoilt(kind: str, how: str) -> dict[str, Any]:
     [
         *(
             (kind, how)
-            for kind in ("fp16", "int8", "random-mask")
+            for kind in ("fp16", "int8", "random-mask", "top-k")
             for how in ("another layer", "another dtype", "another shape")
         ),
         ("int8", "a scale of NaN"),
@@ -281,6 +292,7 @@ def test_a_codec_without_sense_does_not_decode() -> None:
         b'{"kind": "int8", "bucket": 0}',
         b'{"kind": "random-mask", "fraction": 0}',
         b'{"kind": "random-mask", "fraction": 1.5}',
+        b'{"kind": "top-k", "fraction": 0}',
     ):
         with pytest.raises(msgspec.ValidationError):
             msgspec.json.decode(wire, type=AnyCodec)
