@@ -119,7 +119,8 @@ async def check(platform: Platform, who: Principal, spec: JobSpec) -> Admitted:
 def predict(admitted: Admitted, digest: str, steps: Mapping[str, tuple[str, ...]]) -> DryRun:
     """Sizes that follow from a job and the shapes of its model. Pure."""
     spec = admitted.spec
-    parameters = parameters_of(spec, admitted.capabilities)
+    facts = facts_of(spec, admitted.capabilities)
+    parameters = facts.parameters
     num_parameters = sum(math.prod(p.shape) for p in parameters)
     model_bytes = sum(math.prod(p.shape) * _item_bytes(p.dtype) for p in parameters)
     forms = [spec.codec.form(tuple(p.shape), np.dtype(p.dtype)) for p in parameters]
@@ -128,7 +129,8 @@ def predict(admitted: Admitted, digest: str, steps: Mapping[str, tuple[str, ...]
     # The server holds the model, its moments and the fold; a worker the model, its gradient, an
     # optimiser's memory and the update, and its part of the data lies in mapped files.
     server_mb = SERVER_MB + math.ceil((4 * model_bytes + 3 * ring_bytes) / 2**20)
-    worker_mb = INTERPRETER_MB + math.ceil(6 * model_bytes / 2**20)
+    # A frozen base is in it twice: as it was built, and in the copy that is trained.
+    worker_mb = INTERPRETER_MB + math.ceil((6 * model_bytes + 2 * facts.frozen_bytes) / 2**20)
     return DryRun(
         plan_digest=digest,
         steps=steps,
@@ -140,13 +142,13 @@ def predict(admitted: Admitted, digest: str, steps: Mapping[str, tuple[str, ...]
     )
 
 
-def parameters_of(spec: JobSpec, capabilities: Capabilities) -> tuple[Parameter, ...]:
-    """Federated arrays of the job's model, once it was found fit."""
+def facts_of(spec: JobSpec, capabilities: Capabilities) -> ProgramFacts:
+    """Facts of the job's program, once it was found fit."""
     match spec.program:
         case Builtin(name=name):
-            return capabilities.programs[name].parameters
+            return capabilities.programs[name]
         case Bundle(digest=digest):
-            return capabilities.programs[digest].parameters
+            return capabilities.programs[digest]
         case Image():
             raise Unsupported(("program",), "no image can be run here", "use a bundle")
 

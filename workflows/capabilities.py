@@ -57,6 +57,8 @@ class ProgramFacts(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         framework: ``torch`` or ``sklearn``.
         parameters: Its federated arrays, in the order of the model.
+        frozen_bytes: Of the arrays beside them, which it builds anew wherever it runs and which
+            neither change nor travel.
         features: Shape of one example it was tried with; empty where it was not tried.
         metrics: Names of the metrics it declares beyond the built-in ones.
         own_train: True if it brings its own ``train``.
@@ -68,6 +70,7 @@ class ProgramFacts(msgspec.Struct, frozen=True, kw_only=True):
 
     framework: str
     parameters: tuple[Parameter, ...]
+    frozen_bytes: int = 0
     features: tuple[int, ...] = ()
     metrics: tuple[str, ...] = ()
     own_train: bool = False

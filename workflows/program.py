@@ -89,6 +89,9 @@ class ProgramManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         dependencies: Packages it imports beyond the framework and numpy; they must be in the
             runtime's environment.
         metrics: Names that its ``evaluate`` reports, and whether more or less is better.
+        trainable: Patterns of the names of layers (as in the shell, by the whole name) that are
+            trained and travel. The others are a frozen base: ``build()`` makes it, the same under
+            every seed, and it stays where it was made.
         hooks: True if its own ``train`` adds ``config.hooks.penalty(model)`` to the loss.
         example_features: Shape of one example, for trying it without data.
         classes: Number of classes, for trying it without data; 0 for real-valued targets.
@@ -101,6 +104,9 @@ class ProgramManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     metrics: Mapping[
         Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]*$")], Literal["maximize", "minimize"]
     ] = {}
+    trainable: Annotated[tuple[Annotated[str, Meta(min_length=1)], ...], Meta(min_length=1)] = (
+        "*",
+    )
     hooks: bool = False
     example_features: tuple[Annotated[int, Meta(ge=1)], ...] = ()
     classes: Annotated[int, Meta(ge=0)] = 0

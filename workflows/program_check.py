@@ -141,9 +141,10 @@ def _require_shape(manifest: ProgramManifest) -> None:
 
 def _in_words(facts: ProgramFacts) -> str:
     count = sum(int(np.prod(p.shape, dtype=np.int64)) for p in facts.parameters)
+    base = f" that travel, on a frozen base of {facts.frozen_bytes:,} bytes"
     return (
-        f"{facts.framework} model with {count:,} parameters in {len(facts.parameters)} arrays, "
-        f"built in {facts.import_s:.2f} s"
+        f"{facts.framework} model with {count:,} parameters in {len(facts.parameters)} arrays"
+        f"{base if facts.frozen_bytes else ''}, built in {facts.import_s:.2f} s"
     )
 
 

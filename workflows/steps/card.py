@@ -16,6 +16,8 @@ class ModelSignature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     Attributes:
         framework: What the original is written in.
+        frozen_bytes: Of layers that the program builds by itself and that the safetensors file
+            lacks (the ONNX form has them); 0 where that is the whole model.
         inputs: What it takes.
         outputs: What the ONNX form gives, scores or values last; empty if there is none.
         opset: Of the ONNX form; None if there is none.
@@ -24,6 +26,7 @@ class ModelSignature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """
 
     framework: str
+    frozen_bytes: int = 0
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...] = ()
     opset: int | None = None

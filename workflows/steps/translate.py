@@ -66,6 +66,7 @@ def _described(simulation: Simulation) -> ModelSignature:
     features = TensorSpec(name=INPUT, shape=(BATCH, *data.features), dtype="float32")
     return ModelSignature(
         framework=simulation.facts.framework,
+        frozen_bytes=simulation.facts.frozen_bytes,
         inputs=(features,),
         classes=tuple(str(name) for name in data.classes),
     )

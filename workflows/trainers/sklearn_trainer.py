@@ -57,6 +57,11 @@ class SklearnTrainer:
                 "the size of a linear model comes from the data; state `example_features` and "
                 "`classes` in program.toml so that it can be tried without"
             )
+        if program.manifest.trainable != ("*",):
+            raise refusal(
+                "a linear model of scikit-learn travels whole; leave `trainable` out of "
+                "program.toml"
+            )
         self._program = program
         self._seed = seed
         self._shape = shape

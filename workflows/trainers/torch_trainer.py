@@ -3,13 +3,17 @@
 Every call works on a fresh copy of the model as built, so that nothing of one site (buffers,
 attributes, optimiser memory) reaches another, and seeds every generator, so that the same arguments
 give the same bits whatever ran before.
+
+A program may name the layers that are trained and travel. The others are its frozen base, which is
+built under one seed whatever that of the job, so that every job of the program has the same one and
+a model of one is a start for another. Running statistics of the base are used and not renewed.
 """
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -36,12 +40,14 @@ from workflows.trainers.border import (
     seed_everything,
 )
 from workflows.trainers.descent import Descent, descent_of
+from workflows.trainers.layers import layers_named
 from workflows.trainers.scores import scores_of
 from workflows.trainers.trainer import Measured, Trained
 
 EVALUATION_BATCH: Final = 256
 OPSET: Final = 17
 FEDERATED: Final = (torch.float32, torch.float64)
+BASE_SEED: Final = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -126,13 +132,19 @@ class TorchTrainer:
         self._shape = shape
         start = time.perf_counter()
         arguments = arguments_of_build(program, config, shape)
-        self._build: Callable[[], torch.nn.Module] = lambda: self._built(arguments)
-        self._pristine = self._build()
+        start_model = self._built(arguments, seed)
+        layers = _floating(start_model)
+        if not layers:
+            raise refusal("the model of build() has no floating-point parameters to train")
+        travelling = layers_named(program.manifest.trainable, layers)
+        self._frozen = frozenset(layers) - travelling
+        self._initial = _federated(start_model, self._frozen)
+        self._build: Callable[[], torch.nn.Module] = lambda: self._freeze(
+            self._built(arguments, BASE_SEED if self._frozen else seed)
+        )
+        self._pristine = self._build() if self._frozen else start_model
         self._import_s = program.import_s + time.perf_counter() - start
         self._fresh = self._copied if _can_be_copied(self._pristine) else self._build
-        self._initial = _federated(self._pristine)
-        if not self._initial:
-            raise refusal("the model of build() has no floating-point parameters to train")
         if program.function("train") is None:
             program.require("loss")
 
@@ -142,6 +154,7 @@ class TorchTrainer:
         return ProgramFacts(
             framework="torch",
             parameters=parameters_of(self._initial),
+            frozen_bytes=sum(x.nbytes for x in self._base(self._pristine).values()),
             features=self._shape.features,
             metrics=tuple(program.manifest.metrics),
             own_train=program.function("train") is not None,
@@ -160,7 +173,7 @@ class TorchTrainer:
         told = self._loss_before(params, examples, half)
         gradient = self._gradient(params, examples, local, half, seed)
         self._seed_all(seed)
-        model = self._with(params).train()
+        model = self._in_training(self._with(params))
         trainable = _trainable(model)
         if half.wants_gradients_only and (still := sorted(params.keys() - _parameters(model))):
             raise refusal(
@@ -173,8 +186,9 @@ class TorchTrainer:
             if own
             else self._our_loop(model, examples, local, half, seed)
         )
+        self._require_base(model)
         return Trained(
-            delta_of(params, _federated(model)),
+            delta_of(params, _federated(model, self._frozen)),
             len(examples),
             loss,
             told | _of_the_loop(half, local, steps),
@@ -238,7 +252,7 @@ class TorchTrainer:
         if not half.wants_gradient:
             return {}
         self._seed_all(seed)
-        model = self._with(params).train()
+        model = self._in_training(self._with(params))
         for batch in _batches(examples, np.arange(len(examples)), local.batch_size):
             loss = self._loss(model, batch) * (len(batch[1]) / len(examples))
             with developer_code("the backward pass of loss()", self._program.folder):
@@ -351,14 +365,51 @@ class TorchTrainer:
             )
         return output.detach().double().numpy()
 
-    def _built(self, arguments: Mapping[str, Any]) -> torch.nn.Module:
-        self._seed_all(self._seed)
+    def _built(self, arguments: Mapping[str, Any], seed: int) -> torch.nn.Module:
+        self._seed_all(seed)
         build = self._program.require("build")
         with developer_code("build()", self._program.folder):
             model = build(**arguments)
         if not isinstance(model, torch.nn.Module):
             raise refusal(f"build() returned {type(model).__name__}; it must return an nn.Module")
         return model
+
+    def _freeze(self, model: torch.nn.Module) -> torch.nn.Module:
+        """``model``, of which no gradient moves the base."""
+        named = list(model.named_parameters(remove_duplicate=False))
+        moving = {id(weight) for name, weight in named if name not in self._frozen}
+        for _, weight in named:
+            if id(weight) not in moving:
+                weight.requires_grad_(False)
+        return model
+
+    def _in_training(self, model: torch.nn.Module) -> torch.nn.Module:
+        """``model`` as it is trained: what of it renews statistics of the base does not."""
+        model.train()
+        for name, module in model.named_modules():
+            if f"{name}.running_mean".lstrip(".") in self._frozen:
+                module.eval()
+        return model
+
+    def _base(self, model: torch.nn.Module) -> dict[str, torch.Tensor]:
+        """Layers of ``model`` that do not travel, but for other names of some that do."""
+        state = model.state_dict()
+        moving = {x.data_ptr() for name, x in state.items() if name in self._initial}
+        base = {name: state[name] for name in sorted(self._frozen & state.keys())}
+        return {name: x for name, x in base.items() if x.data_ptr() not in moving}
+
+    def _require_base(self, model: torch.nn.Module) -> None:
+        """Raise unless the base is what it was before the training."""
+        if not self._frozen:
+            return
+        after = self._base(model)
+        for name, before in self._base(self._pristine).items():
+            if name not in after or not torch.equal(after[name], before):
+                raise refusal(
+                    f"training changed layer `{name}`, which `trainable` in program.toml does not "
+                    "name and which no site would send; name it, or leave it as it is (a module "
+                    "with running statistics must stay in eval())"
+                )
 
     def _copied(self) -> torch.nn.Module:
         return copy.deepcopy(self._pristine)
@@ -398,16 +449,23 @@ def _tensors(examples: Examples, rows: np.ndarray | slice) -> Batch:
     )
 
 
-def _federated(model: torch.nn.Module) -> dict[str, np.ndarray]:
-    """Copies of the floating-point arrays of a model, buffers included.
+def _floating(model: torch.nn.Module) -> tuple[str, ...]:
+    """Names of the floating-point arrays of a model, buffers included."""
+    state = model.state_dict().items()
+    return tuple(n for n, x in state if isinstance(x, torch.Tensor) and x.is_floating_point())
+
+
+def _federated(model: torch.nn.Module, frozen: Collection[str]) -> dict[str, np.ndarray]:
+    """Copies of the floating-point arrays of a model, but for those that are frozen.
 
     Raises:
         ProgramError: One is of a kind that cannot travel.
     """
-    arrays = {}
-    for name, tensor in model.state_dict().items():
-        if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+    arrays, state = {}, model.state_dict()
+    for name in _floating(model):
+        if name in frozen:
             continue
+        tensor = state[name]
         if tensor.dtype not in FEDERATED:
             raise refusal(f"layer `{name}` is {tensor.dtype}; federated layers must be float32")
         arrays[name] = tensor.detach().cpu().numpy().copy()
