@@ -11,7 +11,7 @@ from sqlalchemy import func, insert, select, update
 from clients.identity import Principal
 from clients.resources import NewCollaboration, Role
 from control_plane.accounts import bootstrap
-from control_plane.admission import dry_run, submit_job
+from control_plane.admission import INTERPRETER_MB, dry_run, submit_job
 from control_plane.collaborations import found_collaboration
 from control_plane.jobs import get_job, list_events
 from control_plane.platform import Platform, open_platform
@@ -285,6 +285,19 @@ async def test_a_dry_run_counts_the_bytes_of_the_codec(
     up, down = sum(4 * -(-size // 64) + size for size in sizes), 4 * sum(sizes)
     assert found.bytes_per_site_and_round == {"up": up, "down": down}
     assert found.bytes_total == (up + down) * spec.cohort_size * 7
+
+
+async def test_a_dry_run_counts_what_travels_and_holds_the_base_too(
+    platform: Platform, admin: Principal
+) -> None:
+    spec = job_spec(program=Builtin(name="digits-lora"))
+    facts = BUILTIN["digits-lora"]
+    size = 4 * sum(math.prod(parameter.shape) for parameter in facts.parameters)
+
+    found = await dry_run(platform, admin, spec)
+
+    assert found.bytes_per_site_and_round == {"up": size, "down": size}
+    assert found.memory_mb["worker"] == INTERPRETER_MB + 1  # 6 * 23 kB + 2 * 330 kB
 
 
 async def test_what_was_admitted_survives_a_new_process(

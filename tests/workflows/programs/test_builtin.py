@@ -19,8 +19,8 @@ from workflows.trainers import load_trainer
 DIGITS = Path(__file__).parents[3] / "examples" / "digits.yaml"
 
 
-def test_there_are_two_builtin_programs() -> None:
-    assert set(BUILTIN) == {"digits-cnn", "digits-mlp"}
+def test_there_are_three_builtin_programs() -> None:
+    assert set(BUILTIN) == {"digits-cnn", "digits-lora", "digits-mlp"}
     with pytest.raises(KeyError):
         builtin_folder("digits-rnn")
 
