@@ -15,14 +15,15 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from strategies.kept import Decided, KeptFold, Rows, sort_columns
+from strategies.client_momentum import MomentumFold
+from strategies.kept import Decided, Rows, sort_columns
 from strategies.krum import scores
 from strategies.ring import Ring
 from strategies.strategy import Partial
 from strategies.update import Array
 
 
-class Bulyan(KeptFold, frozen=True, tag="bulyan"):
+class Bulyan(MomentumFold, frozen=True, tag="bulyan"):
     """Move the model by a trimmed mean of the updates that Krum would choose.
 
     Attributes:

@@ -48,7 +48,10 @@ class FedDyn(Strategy, frozen=True):
     alpha: Annotated[float, Meta(gt=0)] = 0.1
 
     is_coordinatewise: ClassVar[bool] = False  # a step needs the share of sites beside its entries
-    has_memory: ClassVar[bool] = True
+
+    @property
+    def has_memory(self) -> bool:
+        return True
 
     def init(self, params: Parameters) -> ServerState:
         return ServerState(params, {"h": tree_map(np.zeros_like, params)})

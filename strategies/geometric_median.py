@@ -5,7 +5,7 @@ Algorithm 2 and equation 8, arXiv:1912.13445. The paper weighs sites by their ex
 site counts once, for the number is only a claim. Every iterate is a mean of the updates, so its
 distance to each follows from the distances between updates, which are taken in one pass; the paper
 asks the sites for it once an iteration. The start is the mean. Buckets are of Karimireddy et al.
-(``strategies.kept``).
+(``strategies.buckets``).
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from strategies.kept import BucketedFold, Decided, Rows, weighted_mean
+from strategies.buckets import BucketedFold
+from strategies.kept import Decided, Rows, weighted_mean
 from strategies.ring import Ring
 from strategies.strategy import Partial
 from strategies.update import Array

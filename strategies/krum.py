@@ -5,7 +5,7 @@ NeurIPS 2017, section 4 (the score s(i) over the n - f - 2 closest, and 2f + 2 <
 (Multi-Krum), arXiv:1703.02757. Gradients there, local updates here. Of equal scores the site first
 by name is taken. Multi-Krum's m defaults to n - f - 2, the most for which El Mhamdi et al. (ICML
 2018, arXiv:1802.07927) keep the guarantee. Buckets before Krum are of Karimireddy et al.
-(``strategies.kept``): f wrong sites spoil at most f buckets, so f stays what it was.
+(``strategies.buckets``): f wrong sites spoil at most f buckets, so f stays what it was.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from strategies.kept import BucketedFold, Decided, KeptFold, Rows, weighted_mean
+from strategies.buckets import BucketedFold
+from strategies.client_momentum import MomentumFold
+from strategies.kept import Decided, Rows, weighted_mean
 from strategies.ring import Ring
 from strategies.strategy import Partial
 from strategies.update import Array
@@ -44,7 +46,7 @@ class Krum(BucketedFold, frozen=True, tag="krum"):
         return weighted_mean(rows, decided)
 
 
-class MultiKrum(KeptFold, frozen=True, tag="multi-krum"):
+class MultiKrum(MomentumFold, frozen=True, tag="multi-krum"):
     """Move the model by the mean of the m updates with the best scores.
 
     Attributes:

@@ -3,14 +3,15 @@
 Source: Yin et al., "Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates",
 ICML 2018, Definition 1 and Algorithm 1 (option I), arXiv:1803.01498. Every site counts once,
 whatever it says of its number of examples. The paper takes the median of gradients, here it is of
-local updates; buckets before it are of Karimireddy et al. (``strategies.kept``).
+local updates; buckets before it are of Karimireddy et al. (``strategies.buckets``).
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from strategies.kept import BucketedFold, Decided, Rows, middle_of_columns
+from strategies.buckets import BucketedFold
+from strategies.kept import Decided, Rows, middle_of_columns
 from strategies.update import Array
 
 

@@ -48,8 +48,11 @@ class Scaffold(FedAvg, frozen=True):
     option: Literal["path", "gradient"] = "path"
 
     vectors: ClassVar[tuple[str, ...]] = (CONTROL,)
-    has_memory: ClassVar[bool] = True
     local_optimizers: ClassVar[Literal["any", "sgd", "plain-sgd"]] = "plain-sgd"
+
+    @property
+    def has_memory(self) -> bool:
+        return True
 
     def init(self, params: Parameters) -> ServerState:
         return ServerState(params, {"c": tree_map(np.zeros_like, params)})

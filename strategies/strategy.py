@@ -171,7 +171,6 @@ class Strategy(
         vectors: What has the shape of the model and travels up beside the delta.
         scalars: What a site tells beside its arrays.
         sums: Numbers that are folded beside the arrays.
-        has_memory: Whether a site keeps something from one round to the next.
         local_optimizers: Which local optimisers the source's algorithm holds for: any, SGD with or
             without momentum, or SGD without.
     """
@@ -180,13 +179,17 @@ class Strategy(
     vectors: ClassVar[tuple[str, ...]] = ()
     scalars: ClassVar[tuple[Scalar, ...]] = ()
     sums: ClassVar[tuple[str, ...]] = ()
-    has_memory: ClassVar[bool] = False
     local_optimizers: ClassVar[Literal["any", "sgd", "plain-sgd"]] = "any"
 
     @property
     def min_updates(self) -> int:
         """Fewest updates that mean anything to this fold."""
         return 1
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether a site keeps something from one round to the next."""
+        return False
 
     def init(self, params: Parameters) -> ServerState:
         """State before the first round."""

@@ -13,11 +13,12 @@ from typing import Annotated
 import numpy as np
 from msgspec import Meta
 
-from strategies.kept import Decided, KeptFold, Rows, middle_of_columns
+from strategies.client_momentum import MomentumFold
+from strategies.kept import Decided, Rows, middle_of_columns
 from strategies.update import Array
 
 
-class TrimmedMean(KeptFold, frozen=True, tag="trimmed-mean"):
+class TrimmedMean(MomentumFold, frozen=True, tag="trimmed-mean"):
     """Move the model by the mean of each coordinate without its f lowest and f highest values.
 
     Attributes:

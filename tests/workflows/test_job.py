@@ -202,6 +202,26 @@ REFUSED: dict[str, tuple[dict[str, Any], type[JobError], tuple[str, ...], str]] 
         ("strategy.kind", "data.sites"),
         "at most 64 sites",
     ),
+    "client momentum and more than a checkpoint should hold": (
+        {
+            "strategy": {"kind": "coordinate-median", "client_momentum": 0.9},
+            "program": {"kind": "bundle", "digest": HEAVY},
+            "data": {"sites": 65},
+        },
+        Inconsistent,
+        ("strategy.kind", "data.sites"),
+        "at most 64 sites",
+    ),
+    "client momentum and a codec": (
+        {
+            "strategy": {"kind": "coordinate-median", "client_momentum": 0.9},
+            "runtime": {"kind": "zipping"},
+            "codec": {"kind": "int8"},
+        },
+        Inconsistent,
+        ("codec.kind", "strategy.kind"),
+        "use the codec none",
+    ),
     "SCAFFOLD and answers of three models": (
         {
             "strategy": {"kind": "scaffold"},
