@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Union
 from strategies.fedavg import FedAvg
 from strategies.ring import Ring, RingTooSmall
 from strategies.strategy import (
+    ROOT,
     ClientHalf,
     LocalResult,
     Partial,
@@ -36,6 +37,7 @@ from strategies.update import (
 
 __all__ = (
     "KINDS",
+    "ROOT",
     "AnyStrategy",
     "ClientHalf",
     "CohortTooSmall",

@@ -57,6 +57,15 @@ class KeptFold(FedAvg, frozen=True):
 
     def accumulate(self, partial: Partial, update: ModelUpdate, ring: Ring) -> Partial:
         require_expected(partial, update)
+        self.keep(partial, update, ring)
+        return count(partial, update)
+
+    def keep(self, partial: Partial, update: ModelUpdate, ring: Ring) -> None:
+        """Write ``update`` into the spill; on an error ``partial`` is what it was before.
+
+        Raises:
+            UpdateRefused: NaN or infinity, beyond the ring, or other layers.
+        """
         ring.require(update, partial.shapes)
         kept = partial.kept.open(partial.shapes, ring.dtype)
         flat = {name: x.reshape(-1) for name, x in update.delta.items()}
@@ -68,7 +77,6 @@ class KeptFold(FedAvg, frozen=True):
         for _ in each(partial.shapes, SPILL_TILE, write):
             pass
         partial.kept.keep(update.site, kept)
-        return count(partial, update)
 
     def tile_length(self, partial: Partial) -> int:
         return max(1024, ROWS_TILE // len(partial.kept) // 16 * 16)
@@ -84,7 +92,7 @@ class KeptFold(FedAvg, frozen=True):
 
     def rows(self, partial: Partial, tile: Tile) -> Rows:
         """What is folded, one row each, in units of the ring."""
-        sites = sorted(partial.kept)
+        sites = sorted(partial.sites)
         return np.stack([partial.kept[s].read(tile.layer, tile.start, tile.stop) for s in sites])
 
     def decide(self, partial: Partial, ring: Ring) -> Decided:
@@ -116,7 +124,7 @@ class KeptFold(FedAvg, frozen=True):
 
     def num_rows(self, partial: Partial) -> int:
         """How many rows there are."""
-        return len(partial.kept)
+        return partial.num_updates
 
 
 def sort_columns(rows: Rows) -> list[Rows]:

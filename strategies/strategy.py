@@ -39,6 +39,8 @@ Scalar: TypeAlias = Literal["steps", "rate", "normaliser", "loss_before"]
 rate of the local optimiser, the norm of its gradients' coefficients (``strategies.fednova``), and
 the mean loss of the global model on the site's training examples."""
 SCALARS: Final = "scalars"
+ROOT: Final = "root"
+"""Name under which the server trains on clean data of its own; no site may have it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -171,6 +173,7 @@ class Strategy(
         vectors: What has the shape of the model and travels up beside the delta.
         scalars: What a site tells beside its arrays.
         sums: Numbers that are folded beside the arrays.
+        wants_root: Whether the server trains on clean data of its own, as ``ROOT``.
         local_optimizers: Which local optimisers the source's algorithm holds for: any, SGD with or
             without momentum, or SGD without.
     """
@@ -179,6 +182,7 @@ class Strategy(
     vectors: ClassVar[tuple[str, ...]] = ()
     scalars: ClassVar[tuple[Scalar, ...]] = ()
     sums: ClassVar[tuple[str, ...]] = ()
+    wants_root: ClassVar[bool] = False
     local_optimizers: ClassVar[Literal["any", "sgd", "plain-sgd"]] = "any"
 
     @property

@@ -554,6 +554,34 @@ def _require_strategy(spec: JobSpec, capabilities: Capabilities) -> None:
         raise Unsupported(("strategy.kind", "runtime.kind"), problem, f"use {_one_of(offered)}")
 
 
+def _require_root(spec: JobSpec, capabilities: Capabilities) -> None:
+    """The server has data of its own where the strategy wants it to train, and for that alone."""
+    if not spec.strategy.wants_root:
+        return
+    data, kind = _partitioned(spec), _kind(spec.strategy)
+    facts = _dataset(spec, capabilities)
+    central = facts.num_examples - _num_training(data, facts)
+    if not central:
+        raise Inconsistent(
+            ("data.central", "strategy.kind"),
+            f"{kind} has the server train on the central part, and there is none",
+            "set data.central above 0, as 0.1",
+        )
+    if spec.evaluate.metrics and spec.evaluate.where == "central":
+        raise Inconsistent(
+            ("evaluate.where", "strategy.kind"),
+            f"{kind} has the server train on the central part, so a measure on it says nothing",
+            "set evaluate.where to sites",
+        )
+    if spec.ring.max_weight < central:
+        raise Inconsistent(
+            ("ring.max_weight", "data.central"),
+            f"the central part holds {central} examples, more than the weight "
+            f"{spec.ring.max_weight}",
+            f"raise ring.max_weight to {central}",
+        )
+
+
 def _require_cohort(spec: JobSpec, _: Capabilities) -> None:
     sites = _partitioned(spec).sites
     size = spec.cohort_size
@@ -679,6 +707,7 @@ RULES: Final[tuple[Rule, ...]] = (
     _require_program,
     _require_data,
     _require_strategy,
+    _require_root,
     _require_cohort,
     _require_init,
     _require_evaluation,

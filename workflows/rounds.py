@@ -17,10 +17,11 @@ from typing import Final, Literal, Protocol
 
 import msgspec
 import numpy as np
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from sharing.object_store import Digest, digest_of
 from strategies import (
+    ROOT,
     Incompatible,
     ModelUpdate,
     NotFinite,
@@ -37,7 +38,7 @@ from strategies import (
 from workflows.canonical import canonical_bytes
 from workflows.causes import Cause, CauseCode
 from workflows.checkpoint import Best, Checkpoint, model_bytes, write_checkpoint
-from workflows.codecs import Undecodable
+from workflows.codecs import Codec, NoCodec, Undecodable
 from workflows.events import RoundFinished, RoundStarted, SiteDropped
 from workflows.job import JobSpec
 from workflows.run_folder import StepError, StepFolder
@@ -70,7 +71,7 @@ class Question:
 
     Attributes:
         round: Which, from 1.
-        sites: The cohort, sorted.
+        sites: The cohort, sorted; or ``ROOT`` alone, which is the server's own data.
         params: Global model, and beside it what else the strategy has travel; the same object as
             long as it is the same model.
         strategy: Whose client half applies.
@@ -239,6 +240,7 @@ def _run_round(
     partial = spec.strategy.zero(before.state)
     partial.population = len(federation.sites)
     offered = spec.strategy.offer(before.state)
+    root = _ask_root(folder, federation, before, offered, partial) if drawn.sites else UNSET
     gathering = _gather(folder, federation, before, offered, drawn, partial)
     cohort = tuple(sorted(gathering.asked))
     folded = digest_of_fold(partial)
@@ -275,6 +277,7 @@ def _run_round(
             candidates=UNSET
             if losses is None
             else tuple(Candidate(site=site, loss=losses[site]) for site in sorted(losses)),
+            root=root,
         )
     )
     folder.tell(
@@ -365,9 +368,46 @@ def codec_seed(spec: JobSpec, round: int, site: str) -> int:
     return derive(spec.init.seed, "codec", round, site)
 
 
+def codec_of(spec: JobSpec, site: str) -> Codec:
+    """How what a site sends is encoded; what the server itself makes does not travel."""
+    return NoCodec() if site == ROOT else spec.codec
+
+
 def _fewest(spec: JobSpec) -> int:
     """Updates without which there is no step."""
     return max(spec.cohort.minimum, spec.strategy.min_updates)
+
+
+def _ask_root(
+    folder: StepFolder,
+    federation: Federation,
+    before: Checkpoint,
+    offered: Parameters,
+    partial: Partial,
+) -> Commitment | UnsetType:
+    """Have the server's own data train, if the strategy wants that, ahead of the cohort.
+
+    Its update is kept in ``partial``, and bound by a commitment as a site's is.
+
+    Raises:
+        StepError: It could not, and there is nothing to go on with.
+    """
+    spec = folder.plan.spec
+    if not spec.strategy.wants_root:
+        return UNSET
+    question = Question(partial.round, (ROOT,), offered, spec.strategy, spec.cohort.deadline_s)
+    gathering = Gathering()
+    (outcome,) = federation.exchange.ask(question)
+    if isinstance(outcome, SiteUpdate):
+        cause = _fold(folder, outcome, before.state.params, partial, gathering)
+    else:
+        cause = outcome.cause
+    if cause:
+        detail = f"in training on the central part: {cause.detail}"
+        raise StepError(
+            msgspec.structs.replace(cause, detail=detail, site=None, round=partial.round)
+        )
+    return gathering.commitments[0]
 
 
 def _gather(
@@ -438,7 +478,8 @@ def _fold(
     )
     weight = gathering.counts[site] if gathering.counts else answer.num_examples
     try:
-        delta = spec.codec.decode(answer.delta, model, codec_seed(spec, partial.round, site))
+        seed = codec_seed(spec, partial.round, site)
+        delta = codec_of(spec, site).decode(answer.delta, model, seed)
         update = ModelUpdate(site, partial.round, delta, weight, answer.scalars)
         if spec.has_memory:
             require_memory(site, answer.memory, model)

@@ -167,7 +167,7 @@ class Train(Task, frozen=True, tag="train"):
     """Train one site from the global model; the blobs are what the site kept.
 
     Attributes:
-        site: Whose examples.
+        site: Whose examples; the central part for ``ROOT``.
         model: The global model, and beside it what else the strategy has travel.
         local: How to train.
         strategy: Whose client half applies.

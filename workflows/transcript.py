@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from sharing.object_store import Digest
-from strategies import Parameters
+from strategies import ROOT, Parameters
 from workflows.canonical import canonical_bytes, digest_value
 from workflows.causes import CauseCode
 
@@ -105,6 +105,8 @@ class RoundTranscript(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         model: Digest of the new model.
         candidates: Whose losses the draw went by, sorted by site; absent where it asks for none.
         privacy: What was spent.
+        root: Of the server's own update, by which the fold went (``strategies.ROOT``); absent where
+            it goes by none.
     """
 
     version: Literal[1] = 1
@@ -122,6 +124,7 @@ class RoundTranscript(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     privacy: tuple[PrivacyEvent, ...] = ()
     counts: tuple[int, ...] | msgspec.UnsetType = msgspec.UNSET
     candidates: tuple[Candidate, ...] | msgspec.UnsetType = msgspec.UNSET
+    root: Commitment | msgspec.UnsetType = msgspec.UNSET
 
 
 def commit(salt: bytes, update: Parameters) -> Digest:
@@ -242,6 +245,9 @@ def verify_chain(
         for commitment in transcript.commitments:
             _verify_key(transcript, commitment, keys)
             verify(commitment, plan, number)
+        if isinstance(transcript.root, Commitment):
+            _verify_root(transcript, transcript.root, keys)
+            verify(transcript.root, plan, number)
         before, previous = transcript, digest_value(transcript)
     if head is not None and head != previous:
         raise TranscriptInvalid(before.round if before else 0, f"its digest is not {head}")
@@ -294,6 +300,13 @@ def _verify_cohort(transcript: RoundTranscript) -> None:
         if told != sorted(set(told)) or not set(transcript.cohort) <= set(told):
             problem = "candidates are not sorted, each site once, with the cohort among them"
             raise TranscriptInvalid(transcript.round, problem)
+
+
+def _verify_root(transcript: RoundTranscript, root: Commitment, keys: dict[str, str]) -> None:
+    """Check that the server's own update is none of a site's, under a key that it keeps."""
+    if root.site != ROOT or ROOT in transcript.cohort or not transcript.cohort:
+        raise TranscriptInvalid(transcript.round, f"root is not of {ROOT} beside a cohort")
+    _verify_key(transcript, root, keys)
 
 
 def _verify_key(transcript: RoundTranscript, commitment: Commitment, keys: dict[str, str]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from strategies import Parameters, SiteShare, Strategy
+from strategies import ROOT, Parameters, SiteShare, Strategy
 from workflows.causes import Cause, CauseCode
 from workflows.codecs import AnyCodec, Unencodable
 from workflows.data.examples import Examples
@@ -147,12 +147,12 @@ class Workbench:
         memory: Mapping[str, np.ndarray],
         seed: int,
     ) -> Share:
-        """Train one site by the strategy's client half.
+        """Train one site, or the central part for ``ROOT``, by the strategy's client half.
 
         Raises:
             ProgramError: The program failed.
         """
-        examples = self.data.training(site)
+        examples = self.data.central() if site == ROOT else self.data.training(site)
         return train_site(self.trainer, examples, local, strategy, offered, memory, seed)
 
     def measure(

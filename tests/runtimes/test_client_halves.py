@@ -33,6 +33,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "scaffold by gradients": {"kind": "scaffold", "option": "gradient"},
     "feddyn": {"kind": "feddyn", "alpha": 0.1},
     "fedavg by top-k": {"kind": "fedavg"},
+    "fltrust": {"kind": "fltrust"},
     "client momentum": {"kind": "coordinate-median", "client_momentum": 0.5},
 }
 CODECS: dict[str, dict[str, Any]] = {"fedavg by top-k": {"kind": "top-k", "fraction": 0.05}}

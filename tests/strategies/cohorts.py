@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from strategies import FedAvg, ModelUpdate, Parameters, Partial, Ring, ServerState, Strategy
+from strategies import ROOT, FedAvg, ModelUpdate, Parameters, Partial, Ring, ServerState, Strategy
 
 RING = Ring()
 MODEL = {"w": np.zeros((2, 2), np.float32), "b": np.zeros((), np.float32)}
@@ -57,6 +57,15 @@ def scalars(*values: float) -> list[ModelUpdate]:
     return [scalar(f"site-{i:04}", value) for i, value in enumerate(values, start=1)]
 
 
+def begun(strategy: Strategy, state: ServerState, ring: Ring = RING) -> Partial:
+    """The empty fold of a round, with the server's own update where the strategy wants one."""
+    partial = strategy.zero(state)
+    if strategy.wants_root:
+        ones = {name: np.ones(x.shape, np.float32) for name, x in state.params.items()}
+        strategy.accumulate(partial, ModelUpdate(ROOT, state.round + 1, ones, 1), ring)
+    return partial
+
+
 def fold(
     updates: Sequence[ModelUpdate],
     strategy: Strategy | None = None,
@@ -64,7 +73,7 @@ def fold(
     ring: Ring = RING,
 ) -> Partial:
     strategy = strategy or FedAvg()
-    partial = strategy.zero(ServerState(model))
+    partial = begun(strategy, ServerState(model), ring)
     for update in updates:
         strategy.accumulate(partial, update, ring)
     return partial

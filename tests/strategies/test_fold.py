@@ -30,7 +30,17 @@ from strategies import (
 )
 from strategies.median import CoordinateMedian
 from strategies.qfedavg import QFedAvg
-from tests.strategies.cohorts import MODEL, RING, completed, deltas, fold, scalar, scalars, updates
+from tests.strategies.cohorts import (
+    MODEL,
+    RING,
+    begun,
+    completed,
+    deltas,
+    fold,
+    scalar,
+    scalars,
+    updates,
+)
 
 SPECIMENS = {tag: kind() for tag, kind in KINDS.items()}
 SPECIMENS["qfedavg"] = QFedAvg(lipschitz=0.1)  # for updates as large as those drawn here
@@ -171,7 +181,7 @@ def test_a_round_writes_into_none_of_its_arguments(
         for x in update.delta.values():
             x.flags.writeable = False
 
-    partial = strategy.zero(state)
+    partial = begun(strategy, state)
     for update in cohort:
         assert strategy.accumulate(partial, update, RING) is partial
     partial_before = fold(cohort_before, strategy)
@@ -356,7 +366,7 @@ def test_advancing_is_finishing_and_stepping_to_the_same_bits(
     apart = strategy.init({n: rng.normal(size=s).astype(dtype) for n, s in shapes.items()})
     at_once = apart
     for number in (1, 2):
-        partials = [strategy.zero(apart), strategy.zero(at_once)]
+        partials = [begun(strategy, apart), begun(strategy, at_once)]
         for partial in partials:
             partial.population = 3 * SEVEN
         for i in range(SEVEN):

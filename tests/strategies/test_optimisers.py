@@ -89,6 +89,7 @@ def test_every_strategy_has_the_kind_that_a_job_names() -> None:
         "fednova",
         "fedprox",
         "fedyogi",
+        "fltrust",
         "geometric-median",
         "krum",
         "multi-krum",

@@ -82,6 +82,12 @@ FITS = {
         "program": {"kind": "builtin", "name": "linear"},
     },
     "FedAvg and a train without hooks": {"program": {"kind": "bundle", "digest": OWN_TRAIN}},
+    "FLTrust and a central part": {"strategy": {"kind": "fltrust"}, "data": {"central": 0.1}},
+    "FLTrust, measured nowhere": {
+        "strategy": {"kind": "fltrust"},
+        "data": {"central": 0.1},
+        "evaluate": {"metrics": [], "where": "central"},
+    },
     "a median of three": {"strategy": {"kind": "coordinate-median"}, "cohort": {"size": 3}},
     "a model that fits": {"init": {"kind": "model", "digest": MODEL}},
     "a model for a program with another configuration": {
@@ -324,6 +330,38 @@ REFUSED: dict[str, tuple[dict[str, Any], type[JobError], tuple[str, ...], str]] 
         Inconsistent,
         ("data.sites", "data.dataset"),
         "at most 89",
+    ),
+    "FLTrust and no data of the server's own": (
+        {"strategy": {"kind": "fltrust"}},
+        Inconsistent,
+        ("data.central", "strategy.kind"),
+        "set data.central above 0",
+    ),
+    "FLTrust and a central part of nothing": (
+        {"strategy": {"kind": "fltrust"}, "data": {"central": 0.0002}},
+        Inconsistent,
+        ("data.central", "strategy.kind"),
+        "set data.central above 0",
+    ),
+    "FLTrust and a measure on what the server trained on": (
+        {
+            "strategy": {"kind": "fltrust"},
+            "data": {"central": 0.1},
+            "evaluate": {"where": "central"},
+        },
+        Inconsistent,
+        ("evaluate.where", "strategy.kind"),
+        "set evaluate.where to sites",
+    ),
+    "FLTrust and a weight below the server's own examples": (
+        {
+            "strategy": {"kind": "fltrust"},
+            "data": {"central": 0.9},
+            "ring": {"max_weight": 1000},
+        },
+        Inconsistent,
+        ("ring.max_weight", "data.central"),
+        "to 1617",
     ),
     "a weight below a site's examples": (
         {"ring": {"max_weight": 1000}},

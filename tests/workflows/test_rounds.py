@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sharing.object_store import digest_of
-from strategies import Parameters
+from strategies import ROOT, Parameters
 from tests.runtimes.run_folders import finished, inputs_after, job, lay, outputs, told
 from workflows.causes import Cause, CauseCode
 from workflows.checkpoint import Checkpoint, model_bytes, read_checkpoint, read_model
@@ -31,7 +31,7 @@ from workflows.rounds import (
 from workflows.run_folder import StepError, StepFolder
 from workflows.seeds import derive
 from workflows.tasks import SiteFailure
-from workflows.transcript import RoundTranscript, commit, simulated_salt, verify_chain
+from workflows.transcript import Commitment, RoundTranscript, commit, simulated_salt, verify_chain
 
 SITES = tuple(f"site-{k:04d}" for k in range(1, 6))
 START: Parameters = {"b": np.array(1.0), "w": np.zeros((2, 3), np.float32)}
@@ -426,6 +426,74 @@ def test_a_site_that_does_not_tell_what_the_strategy_needs_is_dropped(tmp_path: 
 
     assert cause.code is CauseCode.UPDATE_INCOMPATIBLE
     assert "normaliser" in cause.detail
+
+
+def trusting(reply: Reply = honest) -> Reply:
+    """Sites of which ``ROOT`` is the server's own data, and sends as much as ten of them."""
+
+    def answer(site: str, round_: int, params: Parameters) -> SiteUpdate | SiteFailure:
+        if site != ROOT:
+            return reply(site, round_, params)
+        return SiteUpdate(ROOT, delta_of(ROOT, round_, params), 10, 0.5, 560)
+
+    return answer
+
+
+def test_the_servers_own_update_is_on_record_and_not_of_the_cohort(tmp_path: Path) -> None:
+    spec = job(strategy={"kind": "fltrust"}, rounds=2, codec={"kind": "fp16"})
+    exchange = LocalSites(trusting(encoding(spec)))
+
+    root = federate(tmp_path / "run", spec, exchange)
+
+    assert [q.sites for q in exchange.asked] == [(ROOT,), SITES] * 2
+    plan, transcripts = StepFolder(root, "federate").plan, transcripts_of(root)
+    verify_chain(transcripts, plan=plan.plan_digest)
+    (first, _), (event, _) = transcripts, finished(root)
+    assert (event.sites, event.bytes_up, event.bytes_down) == (5, 5 * 14, 160)
+    assert first.cohort == SITES
+    assert isinstance(first.root, Commitment)
+    salt = simulated_salt("job-1", plan.plan_digest, ROOT, 1)
+    assert first.root.update == commit(salt, delta_of(ROOT, 1, START))  # it does not travel
+
+
+def test_a_run_that_trusts_by_the_servers_own_update_ends_alike_after_any_cut(
+    tmp_path: Path,
+) -> None:
+    spec, exchange = job(strategy={"kind": "fltrust"}, rounds=3), LocalSites(trusting())
+    whole = federate(tmp_path / "whole", spec, exchange)
+
+    for on_record in range(1, 4):
+        inputs = inputs_after(whole, on_record)
+        assert outputs(federate(tmp_path / f"{on_record}", spec, exchange, inputs)) == outputs(
+            whole
+        )
+    other = federate(tmp_path / "other", spec, LocalSites(trusting(), is_reversed=True))
+    assert outputs(other) == outputs(whole)
+
+
+def test_a_round_without_the_servers_own_update_fails_with_its_cause(tmp_path: Path) -> None:
+    hung = SiteFailure(Cause(code=CauseCode.PROGRAM_HUNG, site=ROOT))
+    nan = SiteUpdate(ROOT, {n: np.full_like(x, np.nan) for n, x in START.items()}, 1, None, 56)
+
+    for outcome, code in [(hung, CauseCode.PROGRAM_HUNG), (nan, CauseCode.UPDATE_NOT_FINITE)]:
+        exchange = LocalSites(
+            lambda site, round_, params, outcome=outcome: (  # type: ignore[misc]
+                outcome if site == ROOT else honest(site, round_, params)
+            )
+        )
+        cause = failure_of(tmp_path / code, job(strategy={"kind": "fltrust"}), exchange)
+        assert (cause.code, cause.site, cause.round) == (code, None, 1)
+        assert "on the central part" in cause.detail
+
+
+def test_an_empty_draw_does_not_have_the_server_train(tmp_path: Path) -> None:
+    exchange = LocalSites(trusting())
+    spec = job(rounds=30, cohort=selecting("poisson", size=1), strategy={"kind": "fltrust"})
+
+    root = federate(tmp_path / "run", spec, exchange)
+
+    for transcript in transcripts_of(root):
+        assert bool(transcript.cohort) == isinstance(transcript.root, Commitment)
 
 
 CODECS: dict[str, dict[str, Any]] = {

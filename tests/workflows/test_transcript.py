@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
+from strategies import ROOT
 from workflows.canonical import canonical_bytes, digest_value
 from workflows.causes import CauseCode
 from workflows.transcript import (
@@ -74,6 +75,7 @@ def chain(length: int = 3, **fields: Any) -> list[RoundTranscript]:
                     model=digest(f"model {number}"),
                     counts=(1, 2, 1) if number == 3 else msgspec.UNSET,
                     candidates=CANDIDATES if number == 3 else msgspec.UNSET,
+                    root=committed(ROOT, number) if number == 3 else msgspec.UNSET,
                 ),
                 **fields,
             )
@@ -160,7 +162,7 @@ def test_whatever_is_altered_the_chain_breaks(number: int, path: tuple[str | int
 
 
 def test_counts_that_are_not_there_are_not_in_the_bytes() -> None:
-    assert not {"counts", "candidates"} & plain(CHAIN[0]).keys()
+    assert not {"counts", "candidates", "root"} & plain(CHAIN[0]).keys()
     assert plain(CHAIN[2])["counts"] == [1, 2, 1]
 
 
@@ -209,6 +211,12 @@ def forged_at(number: int, **fields: Any) -> list[RoundTranscript]:
         ({"counts": (1, 0, 1)}, "counts are not of the cohort"),
         ({"candidates": CANDIDATES[:2]}, "candidates are not"),
         ({"candidates": CANDIDATES[::-1]}, "candidates are not"),
+        ({"root": committed("site-0004", 2)}, "root is not of root"),
+        ({"root": committed(ROOT, 1)}, "the signature of root does not hold"),
+        (
+            {"root": committed(ROOT, 2, simulated_key(JOB, PLAN, "site-0001"))},
+            "root signed with another key",
+        ),
         ({"plan": OTHER}, "plan is"),
         ({"job": "job-2"}, "job is job-2, not job-1"),
         ({"keys": "own"}, "keys is own, not simulated"),

@@ -40,7 +40,7 @@ from flwr.app import (
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from strategies import AnyStrategy, Parameters
+from strategies import ROOT, AnyStrategy, Parameters
 from workflows.causes import Cause, CauseCode
 from workflows.codecs import AnyCodec
 from workflows.flower_grid import (
@@ -57,7 +57,15 @@ from workflows.flower_grid import (
 )
 from workflows.frames import Blob
 from workflows.job import JobSpec, Local
-from workflows.rounds import LOSS, Question, SiteMeasures, SiteUpdate, codec_seed, run_rounds
+from workflows.rounds import (
+    LOSS,
+    Question,
+    SiteMeasures,
+    SiteUpdate,
+    codec_of,
+    codec_seed,
+    run_rounds,
+)
 from workflows.run_folder import StepFolder, run_step
 from workflows.seeds import derive
 from workflows.simulation import beginning, federation_of, record, simulate
@@ -69,6 +77,7 @@ from workflows.workers import Station
 CENTRAL: Final = "evaluate.central"
 SCALAR: Final = "scalar."
 TRAINING: Final = "evaluate.training"
+TRAIN_ROOT: Final = "train.root"
 
 
 class TrainConfig(msgspec.Struct, frozen=True):
@@ -88,16 +97,17 @@ class GridExchange:
         self._grid = grid
         self._node_ids = dict(zip(sites, grid.get_node_ids(), strict=True))
         self._sites = {node_id: site for site, node_id in self._node_ids.items()}
+        self._first = self._node_ids[sites[0]]
         self._spec = spec
         self._model: tuple[Parameters, ArrayRecord] | None = None
 
     def ask(self, question: Question) -> Iterator[SiteUpdate | SiteFailure]:
-        """Have each site of the cohort train."""
+        """Have each site of the cohort train; the first node holds the central part."""
         model = self._record(question.params)
         messages = [
             self._message(
                 question.round,
-                MessageType.TRAIN,
+                TRAIN_ROOT if site == ROOT else MessageType.TRAIN,
                 site,
                 question.deadline_s,
                 model,
@@ -105,31 +115,31 @@ class GridExchange:
                     self._spec.local,
                     question.strategy,
                     derive(self._spec.init.seed, "train", question.round, site),
-                    self._spec.codec,
+                    codec_of(self._spec, site),
                     codec_seed(self._spec, question.round, site),
                 ),
                 question.memories.get(site),
             )
             for site in question.sites
         ]
-        for site, reply in self._replies(messages):
+        for node, reply in self._replies(messages):
+            site = ROOT if ROOT in question.sites else node
             if isinstance(reply, SiteFailure):
-                yield reply
-                continue
-            yield _update(site, reply.content)
+                yield SiteFailure(msgspec.structs.replace(reply.cause, site=site))
+            else:
+                yield _update(site, reply.content)
 
     def measure(
         self, round: int, params: Parameters, sites: Sequence[str | None]
     ) -> Iterator[SiteMeasures | SiteFailure]:
         """Have the model measured at each site; the first node holds the central part."""
         model, names = self._record(params), list(self._spec.evaluate.metrics)
-        first = next(iter(self._node_ids))
         deadline_s = self._spec.cohort.deadline_s
         messages = [
             self._message(
                 round,
                 MessageType.EVALUATE if site else CENTRAL,
-                site or first,
+                site or CENTRAL,
                 deadline_s,
                 model,
                 names,
@@ -175,7 +185,7 @@ class GridExchange:
         if memory:
             content["memory"] = to_record(memory)
         return self._grid.create_message(
-            content, kind, self._node_ids[site], group_id=str(round), ttl=ttl
+            content, kind, self._node_ids.get(site, self._first), group_id=str(round), ttl=ttl
         )
 
     def _replies(self, messages: Iterable[Message]) -> Iterator[tuple[str, Message | SiteFailure]]:
@@ -250,13 +260,20 @@ def client_app(bench: Workbench) -> ClientApp:
     app = ClientApp()
 
     @app.train()  # type: ignore[untyped-decorator]  # of flwr
-    def train(message: Message, context: Context) -> Message:
+    def train_site(message: Message, context: Context) -> Message:
+        return train(message, str(context.node_config["site"]))
+
+    @app.train("root")  # type: ignore[untyped-decorator]  # of flwr
+    def train_root(message: Message, context: Context) -> Message:
+        return train(message, ROOT)
+
+    def train(message: Message, site: str) -> Message:
         config = msgspec.json.decode(message.content["config"]["asked"], type=TrainConfig)
         kept = message.content.get("memory")
         memory = to_arrays(kept) if kept else {}
         trained = bench.train(
             to_arrays(message.content["arrays"]),
-            str(context.node_config["site"]),
+            site,
             config.local,
             config.strategy,
             memory,

@@ -28,7 +28,15 @@ from workflows.causes import Cause, CauseCode
 from workflows.frames import Blob, FrameError, describe
 from workflows.job import JobSpec
 from workflows.model_file import ModelRef
-from workflows.rounds import LOSS, Question, SiteMeasures, SiteUpdate, codec_seed, run_rounds
+from workflows.rounds import (
+    LOSS,
+    Question,
+    SiteMeasures,
+    SiteUpdate,
+    codec_of,
+    codec_seed,
+    run_rounds,
+)
 from workflows.run_folder import StepFolder, run_step
 from workflows.seeds import derive
 from workflows.simulation import beginning, federation_of, record, simulate
@@ -65,7 +73,7 @@ class DirectExchange:
             strategy=question.strategy,
             seed=derive(self._spec.init.seed, "train", question.round, site),
             memory=kept,
-            codec=self._spec.codec,
+            codec=codec_of(self._spec, site),
             codec_seed=codec_seed(self._spec, question.round, site),
         )
         return task, blobs
