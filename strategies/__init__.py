@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Union
 
 from strategies.fedavg import FedAvg
 from strategies.ring import Ring, RingTooSmall
+from strategies.sensitivity import Sensitivity
 from strategies.strategy import (
     ROOT,
     ClientHalf,
@@ -52,6 +53,7 @@ __all__ = (
     "Partial",
     "Ring",
     "RingTooSmall",
+    "Sensitivity",
     "ServerState",
     "SiteShare",
     "Strategy",

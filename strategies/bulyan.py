@@ -9,6 +9,7 @@ Of values equally far from the median the lower is taken.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 import numpy as np
@@ -19,6 +20,7 @@ from strategies.client_momentum import MomentumFold
 from strategies.kept import Decided, Rows, sort_columns
 from strategies.krum import scores
 from strategies.ring import Ring
+from strategies.sensitivity import Sensitivity, of_result
 from strategies.strategy import Partial
 from strategies.update import Array
 
@@ -35,6 +37,21 @@ class Bulyan(MomentumFold, frozen=True, tag="bulyan"):
     @property
     def min_rows(self) -> int:
         return 4 * self.num_malicious + 3
+
+    def sensitivity(self, clip_norm: float, max_weight: int) -> Sensitivity:
+        """Twice the greatest length of a result, for one site may change all that is chosen.
+
+        Let a coordinate of the theta chosen have the values x_i, the median m and the result y, the
+        mean of the beta closest to m. Squares of means are at most means of squares, so y**2 is at
+        most 1/beta of the sum of x_i**2; over all coordinates |y|**2 <= theta / beta *
+        clip_norm**2, where theta / beta is most for n = 4f + 3. For large f another bound is lower:
+        the values left out are as far from m as any that is not, so (y - m)**2 is at most the mean
+        of (x_i - m)**2, which is at most twice the variance, for a median is within one deviation
+        of the mean. That and |m| <= sqrt(2) * clip_norm (``CoordinateMedian``) give |y| <= 2 *
+        sqrt(2) * clip_norm.
+        """
+        longest = min(math.sqrt((2 * self.num_malicious + 3) / 3), 2 * math.sqrt(2))
+        return of_result(2 * longest * clip_norm)
 
     def decide(self, partial: Partial, ring: Ring) -> Decided:
         return self.chosen(self.distances(partial))

@@ -23,6 +23,7 @@ import numpy as np
 from msgspec import Meta
 
 from strategies.ring import Ring
+from strategies.sensitivity import Sensitivity, of_sum
 from strategies.strategy import (
     SCALARS,
     ClientHalf,
@@ -82,6 +83,6 @@ class FedDyn(Strategy, frozen=True):
         params = tree_map(lambda x, d, h: x + d - h / self.alpha, state.params, mean, h)
         return ServerState(params, {"h": h}, state.round + 1)
 
-    def sensitivity(self, clip_norm: float, max_weight: int) -> dict[str, float]:
+    def sensitivity(self, clip_norm: float, max_weight: int) -> Sensitivity:
         """Every site counts once."""
-        return {"delta": clip_norm}
+        return of_sum(1, delta=clip_norm)

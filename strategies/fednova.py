@@ -18,6 +18,7 @@ from typing import ClassVar, Final, Literal
 
 from strategies.fedavg import FedAvg
 from strategies.ring import Ring
+from strategies.sensitivity import Sensitivity, of_sum
 from strategies.strategy import (
     SCALARS,
     ClientHalf,
@@ -72,6 +73,6 @@ class FedNova(FedAvg, frozen=True):
         tau_eff = means.pop(f"{SCALARS}/normaliser") / scale_of(MOST, ring)
         return {name: x * tau_eff for name, x in means.items()}
 
-    def sensitivity(self, clip_norm: float, max_weight: int) -> dict[str, float]:
+    def sensitivity(self, clip_norm: float, max_weight: int) -> Sensitivity:
         """Bounds by part; a normaliser is at least 1, and at most ``MOST``."""
-        return {"delta": max_weight * clip_norm, "normaliser": max_weight * MOST}
+        return of_sum(max_weight, delta=max_weight * clip_norm, normaliser=max_weight * MOST)

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from strategies.kept import Decided, KeptFold, Rows
 from strategies.ring import Ring
+from strategies.sensitivity import Sensitivity, of_mean
 from strategies.strategy import ROOT, Partial, require_expected
 from strategies.tiles import Tile, each
 from strategies.update import Array, Incompatible, ModelUpdate, StrategyError
@@ -60,6 +61,14 @@ class FLTrust(KeptFold, frozen=True, tag="fltrust"):
         if ROOT in left.kept and ROOT in right.kept:
             raise ValueError("both folds hold the server's own update")
         return super().merge(left, right)
+
+    def sensitivity(self, clip_norm: float, max_weight: int) -> Sensitivity:
+        """That of a mean, for each update is as long as the server's own, or nothing at all.
+
+        It is reached as sites come close to a right angle to the server's own update, one of them
+        less so, on the other side, and by far the most trusted.
+        """
+        return of_mean(clip_norm)
 
     def decide(self, partial: Partial, ring: Ring) -> Decided:
         """What each update is multiplied by.

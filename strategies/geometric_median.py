@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from strategies.buckets import BucketedFold
 from strategies.kept import Decided, Rows, weighted_mean
 from strategies.ring import Ring
+from strategies.sensitivity import Sensitivity, of_mean
 from strategies.strategy import Partial
 from strategies.update import Array
 
@@ -33,6 +34,10 @@ class GeometricMedian(BucketedFold, frozen=True, tag="geometric-median"):
 
     iterations: Annotated[int, Meta(ge=1, le=10_000)] = 3
     nu: Annotated[float, Meta(gt=0)] = 1e-6
+
+    def sensitivity(self, clip_norm: float, max_weight: int) -> Sensitivity:
+        """That of a mean, after any number of iterations: no shares but of sum 1."""
+        return of_mean(clip_norm)
 
     def decide(self, partial: Partial, ring: Ring) -> Decided:
         return self.weights(self.distances(partial) / ring.scale**2)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from strategies.fedavg import FedAvg
 from strategies.ring import Ring
+from strategies.sensitivity import Sensitivity
 from strategies.strategy import Partial, ServerState, count, require_expected
 from strategies.tiles import Tile, each
 from strategies.update import Array, ModelUpdate
@@ -46,10 +47,9 @@ class KeptFold(FedAvg, frozen=True):
     def min_updates(self) -> int:
         return self.min_rows
 
-    def sensitivity(self, clip_norm: float, max_weight: int) -> dict[str, float]:
-        raise NotImplementedError(
-            "what is kept is no sum: no clipping bounds what one site changes"
-        )
+    def sensitivity(self, clip_norm: float, max_weight: int) -> Sensitivity:
+        """That of the result, for what is kept is no sum; there is none that holds for all."""
+        raise NotImplementedError
 
     def zero(self, state: ServerState) -> Partial:
         shapes = {name: x.shape for name, x in state.params.items()}

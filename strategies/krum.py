@@ -20,6 +20,7 @@ from strategies.buckets import BucketedFold
 from strategies.client_momentum import MomentumFold
 from strategies.kept import Decided, Rows, weighted_mean
 from strategies.ring import Ring
+from strategies.sensitivity import Sensitivity, of_mean
 from strategies.strategy import Partial
 from strategies.update import Array
 
@@ -38,6 +39,10 @@ class Krum(BucketedFold, frozen=True, tag="krum"):
     @property
     def min_rows(self) -> int:
         return 2 * self.num_malicious + 3
+
+    def sensitivity(self, clip_norm: float, max_weight: int) -> Sensitivity:
+        """That of a mean: one update, or the mean of one bucket."""
+        return of_mean(clip_norm)
 
     def decide(self, partial: Partial, ring: Ring) -> Decided:
         return best(scores(self.distances(partial), self.num_malicious), 1)
@@ -60,6 +65,10 @@ class MultiKrum(MomentumFold, frozen=True, tag="multi-krum"):
     @property
     def min_rows(self) -> int:
         return max(2 * self.num_malicious + 3, (self.num_selected or 0) + self.num_malicious + 2)
+
+    def sensitivity(self, clip_norm: float, max_weight: int) -> Sensitivity:
+        """That of a mean: of m updates, all of which may be others when a site is gone."""
+        return of_mean(clip_norm)
 
     def decide(self, partial: Partial, ring: Ring) -> Decided:
         number = self.num_selected or self.num_rows(partial) - self.num_malicious - 2

@@ -17,6 +17,7 @@ from msgspec import Meta
 
 from strategies.fedavg import FedAvg
 from strategies.ring import Ring
+from strategies.sensitivity import Sensitivity, of_sum
 from strategies.strategy import Partial, count, require_expected
 from strategies.tiles import Tile, each
 from strategies.update import ModelUpdate, Parameters
@@ -40,9 +41,9 @@ class NormBounding(FedAvg, frozen=True, tag="norm-bounding"):
         ring.add(once, partial.sums, factor)
         return count(partial, once)
 
-    def sensitivity(self, clip_norm: float, max_weight: int) -> dict[str, float]:
+    def sensitivity(self, clip_norm: float, max_weight: int) -> Sensitivity:
         """Every site counts once, and is shortened to ``max_norm``."""
-        return {"delta": min(clip_norm, self.max_norm)}
+        return of_sum(1, delta=min(clip_norm, self.max_norm))
 
 
 def norm(delta: Parameters) -> float:

@@ -24,6 +24,7 @@ from msgspec import Meta
 
 from strategies.fedavg import FedAvg
 from strategies.ring import Ring
+from strategies.sensitivity import Sensitivity, of_sum
 from strategies.strategy import (
     SCALARS,
     ClientHalf,
@@ -92,13 +93,14 @@ class QFedAvg(FedAvg, frozen=True):
             return tree_map(np.zeros_like, means)
         return {name: x / h for name, x in means.items()}
 
-    def sensitivity(self, clip_norm: float, max_weight: int) -> dict[str, float]:
+    def sensitivity(self, clip_norm: float, max_weight: int) -> Sensitivity:
         """Bounds by part; h_k / L is largest at one end of the losses, and at most ``MOST``."""
         ends = [self.h(loss, clip_norm**2) for loss in (LEAST_LOSS, self.max_loss)]
-        return {
-            "delta": max_weight * self.weight(self.max_loss) * clip_norm,
-            "h": max_weight * min(max(ends), MOST),
-        }
+        return of_sum(
+            max_weight,
+            delta=max_weight * self.weight(self.max_loss) * clip_norm,
+            h=max_weight * min(max(ends), MOST),
+        )
 
     def _bounded(self, loss: float) -> float:
         return min(max(loss, LEAST_LOSS), self.max_loss)

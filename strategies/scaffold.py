@@ -23,6 +23,7 @@ import numpy as np
 
 from strategies.fedavg import FedAvg
 from strategies.ring import Ring
+from strategies.sensitivity import Sensitivity, of_sum
 from strategies.strategy import (
     ClientHalf,
     LocalResult,
@@ -101,9 +102,9 @@ class Scaffold(FedAvg, frozen=True):
         c = tree_map(np.add, state.moments["c"], vector_of(delta, CONTROL))
         return replace(moved, moments={"c": c})
 
-    def sensitivity(self, clip_norm: float, max_weight: int) -> dict[str, float]:
+    def sensitivity(self, clip_norm: float, max_weight: int) -> Sensitivity:
         """Bounds by part: every site counts once, and both vectors are clipped."""
-        return {"delta": clip_norm, CONTROL: clip_norm}
+        return of_sum(1, delta=clip_norm, control=clip_norm)
 
     def _gradient(self, local: LocalResult, c: Parameters, c_i: Parameters) -> Parameters:
         if self.option == "gradient":

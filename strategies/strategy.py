@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strategies.ring import Ring
+from strategies.sensitivity import Sensitivity, of_sum
 from strategies.spill import Spill
 from strategies.tiles import Tile, each, tiles_of
 from strategies.update import (
@@ -224,17 +225,15 @@ class Strategy(
         """What the site sends and keeps, given what it was given, kept and found in training."""
         return SiteShare(local.delta)
 
-    def sensitivity(self, clip_norm: float, max_weight: int) -> dict[str, float]:
-        """Most by which one site, there or not, changes each part of the folded sum, in L2.
+    def sensitivity(self, clip_norm: float, max_weight: int) -> Sensitivity:
+        """Most by which one site, there or not, changes what is folded, in L2.
 
         Args:
-            clip_norm: To which the L2 norm of each vector that a site sends was clipped.
-            max_weight: Largest number of examples that one site may have.
-
-        Returns:
-            Bound by part: ``delta``, and each of ``vectors`` and ``sums``.
+            clip_norm: To which the L2 norm of each vector that a site sends was clipped, all layers
+                together; and that of the server's own, where it trains too.
+            max_weight: Largest weight that one site may have.
         """
-        return {"delta": max_weight * clip_norm}
+        return of_sum(max_weight, delta=max_weight * clip_norm)
 
     def folded(self, params: Parameters) -> dict[str, tuple[int, ...]]:
         """Shapes of all that is folded of an update of a model like ``params``."""

@@ -15,6 +15,7 @@ from msgspec import Meta
 
 from strategies.client_momentum import MomentumFold
 from strategies.kept import Decided, Rows, middle_of_columns
+from strategies.sensitivity import Sensitivity, of_result
 from strategies.update import Array
 
 
@@ -30,6 +31,24 @@ class TrimmedMean(MomentumFold, frozen=True, tag="trimmed-mean"):
     @property
     def min_rows(self) -> int:
         return 2 * self.num_malicious + 1
+
+    def sensitivity(self, clip_norm: float, max_weight: int) -> Sensitivity:
+        """By what distances of the middle values cost in length; no dimension is in it.
+
+        Take one of n sites away, and the mean y of a coordinate's N = n - 2f middle values becomes
+        that of all but one of them, x: it moves by (y - x) / (N - 1). Let x be the lowest of them
+        (or, turned round, the highest) and g = (y - x) * N / (N - 1) how far it is from the mean of
+        the others. Then f + 1 values are at most x, and n - f - 1 are x + g or more on average, so
+        their squares sum to (f + 1) * (n - f - 1) / n * g**2 at least. As the squares of all
+        entries of all updates sum to n * clip_norm**2 at most, the squares of all moves, each
+        (g / N)**2, sum to
+
+            n**2 / (N**2 * (f + 1) * (n - f - 1)) * clip_norm**2
+
+        at most, which falls with n and is clip_norm**2 for n = 2f + 2, the smallest cohort that is
+        one more than the fold needs.
+        """
+        return of_result(clip_norm)
 
     def combine(self, rows: Rows, decided: Decided) -> Array:
         f = self.num_malicious

@@ -141,11 +141,12 @@ def test_a_site_counts_once_whatever_it_says_of_its_examples(strategy: Strategy)
 
     assert strategy.finish(partial, RING)["w"] == 0.5
     clip = 1.0
-    assert strategy.sensitivity(clip, 1000)["delta"] == clip
+    assert strategy.sensitivity(clip, 1000).parts["delta"] == clip
     assert int(partial.sums["w"]) / RING.scale <= clip
     for vector in strategy.vectors:
         assert (
-            int(partial.sums[f"{vector}/w"]) / RING.scale <= strategy.sensitivity(clip, 9)[vector]
+            int(partial.sums[f"{vector}/w"]) / RING.scale
+            <= strategy.sensitivity(clip, 9).parts[vector]
         )
 
 

@@ -153,7 +153,7 @@ def test_no_site_changes_a_sum_by_more_than_the_stated_sensitivity(
 ) -> None:
     ring = Ring(magnitude=2.0**14, max_weight=1000)
     for strategy in (FedNova(), QFedAvg(q=0.5), QFedAvg(q=1.0)):
-        bounds = strategy.sensitivity(clip, 1000)
+        bounds = strategy.sensitivity(clip, 1000).parts
         for delta, n, a, loss in sites:
             one = told(1, min(max(delta, -clip), clip), n, normaliser=a, loss_before=loss)
             try:
