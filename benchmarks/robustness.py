@@ -204,7 +204,8 @@ if __name__ == "__main__":
             "are wrong, softmax regression; median and spread of three seeds. A target stands only "
             "where theory promises something: iid data, updates far from the honest ones. The "
             "other cells are what came out, good or bad; no fold here is robust to everything, and "
-            "where sites differ much some lose with no attack at all.",
+            "where sites differ much some lose with no attack at all. Read FLTrust beside the "
+            "first row: what is not above it owes nothing to the sites.",
             ("numpy", "scikit-learn"),
             measure,
         )
