@@ -100,6 +100,16 @@ class Ring(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
                 f"by {1 << excess}",
             )
 
+    def require_weight(self, update: ModelUpdate) -> None:
+        """Check the number of examples that ``update`` says is behind it.
+
+        Raises:
+            OutOfRing: It is not in 1..``max_weight``.
+        """
+        if not 1 <= update.num_examples <= self.max_weight:
+            reason = f"weight {update.num_examples} is not in 1..{self.max_weight}"
+            raise OutOfRing(update.site, reason)
+
     def require(self, update: ModelUpdate, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Check ``update`` whole against the ring and the model's ``shapes``.
 
@@ -174,9 +184,7 @@ class Ring(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     def _require_form(self, update: ModelUpdate, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """``require`` but for the values."""
-        if not 1 <= update.num_examples <= self.max_weight:
-            reason = f"weight {update.num_examples} is not in 1..{self.max_weight}"
-            raise OutOfRing(update.site, reason)
+        self.require_weight(update)
         if update.delta.keys() != shapes.keys():
             differing = sorted(update.delta.keys() ^ shapes.keys())
             raise Incompatible(update.site, f"layers missing or unknown: {', '.join(differing)}")

@@ -274,6 +274,7 @@ class Strategy(
                 second update of the same site.
         """
         require_expected(partial, update)
+        ring.require_weight(update)  # as the site says it, which ``contribution`` may not keep
         folded = self.contribution(update, ring)
         ring.add(folded, partial.sums)
         return count(partial, folded)

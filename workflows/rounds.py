@@ -466,6 +466,10 @@ def _fold(
     if not 1 <= answer.num_examples <= spec.ring.max_weight:  # nothing to be signed
         detail = f"weight {answer.num_examples} is not in 1..{spec.ring.max_weight}"
         return Cause(code=CauseCode.UPDATE_OUT_OF_RING, detail=detail, site=site)
+    for name, x in answer.delta.items():
+        if x.dtype.kind not in "biuf" or x.dtype.itemsize > 8:  # no bytes that all machines share
+            detail = f"layer {name} holds {x.dtype}, not numbers of at most 8 bytes"
+            return Cause(code=CauseCode.UPDATE_INCOMPATIBLE, detail=detail, site=site)
     commitment = sign(
         simulated_key(plan.job, plan.plan_digest, site),
         plan.plan_digest,
