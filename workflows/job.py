@@ -121,7 +121,8 @@ class Partitioned(Tagged, frozen=True, tag="partitioned"):
         sites: Number of simulated sites.
         partitioner: How examples are divided.
         holdout: Fraction of each site's examples that is kept from training, for its evaluation.
-        central: Fraction of all examples set aside before partitioning, for central evaluation.
+        central: Fraction of all examples set aside before partitioning, for central evaluation; or
+            for the server's own training, where the strategy has it train (fltrust).
         seed: Of the division.
     """
 

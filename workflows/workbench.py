@@ -210,7 +210,7 @@ def encoded(share: SiteShare, codec: AnyCodec, memory: Parameters, seed: int) ->
 
 
 def some_samples(data: PreparedData, num_samples: int) -> np.ndarray:
-    """Features that nobody trained on, as far as there are any."""
+    """Features that no site trained on, as far as there are any."""
     parts: list[Examples] = [data.central(), *(data.held_out(site) for site in data.sites)]
     if not any(len(part) for part in parts):
         parts = [data.training(site) for site in data.sites]

@@ -116,7 +116,7 @@ def test_no_pair_that_a_search_finds_is_farther_apart_than_is_stated(strategy: S
     bounds = strategy.sensitivity(CLIP, RING.max_weight).parts
     worst, start = -1.0, None
     smallest = strategy.min_updates + 1
-    for turn in range(48):
+    for turn in range(32):
         shape = ("anyhow", "two clusters", "signs", "one entry each")[turn % 4]
         sites = smallest + turn // 4 % 3
         cohort = drawn(rng, shape, sites, size=5)
@@ -127,8 +127,8 @@ def test_no_pair_that_a_search_finds_is_farther_apart_than_is_stated(strategy: S
             worst, start = ratio, (cohort, root, gone)
     assert start is not None
     cohort, root, gone = start
-    for turn in range(60):
-        step = rng.normal(size=cohort.rows.shape) * 0.5 ** (turn / 12)
+    for turn in range(40):
+        step = rng.normal(size=cohort.rows.shape) * 0.5 ** (turn / 8)
         nearby = Cohort(cohort.rows + step, cohort.weights, cohort.numbers)
         ratio = checked(apart(strategy, nearby, root, gone), bounds)
         if ratio > worst:
