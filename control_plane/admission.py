@@ -136,7 +136,7 @@ def predict(admitted: Admitted, digest: str, steps: Mapping[str, tuple[str, ...]
         steps=steps,
         parameters=num_parameters,
         bytes_per_site_and_round={"up": update_bytes, "down": model_bytes},
-        bytes_total=(update_bytes + model_bytes) * spec.cohort_size * spec.rounds,
+        bytes_total=(update_bytes + model_bytes) * spec.answers_a_round * spec.rounds,
         memory_mb={"server": server_mb, "worker": worker_mb},
         epsilon=None,
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Final, Literal, TypeAlias
 
@@ -196,6 +196,11 @@ class Strategy(
         """Whether a site keeps something from one round to the next."""
         return False
 
+    @property
+    def buffered(self) -> int | None:
+        """Answers that make a step, whoever is still training; None if it waits for a cohort."""
+        return None
+
     def init(self, params: Parameters) -> ServerState:
         """State before the first round."""
         return ServerState(params)
@@ -314,6 +319,15 @@ class Strategy(
             pass
         return delta
 
+    def blend(self, state: ServerState, starts: Sequence[tuple[Parameters, int]]) -> ServerState:
+        """State that ``step`` goes from, where answers are to earlier questions.
+
+        Args:
+            state: After the round before.
+            starts: Of each folded answer, the model that its site was given, and its staleness.
+        """
+        return state
+
     def step(self, state: ServerState, delta: Parameters) -> ServerState:
         """State after the round whose combined, and by then private, delta is ``delta``."""
         raise NotImplementedError
@@ -407,6 +421,15 @@ def require_expected(partial: Partial, update: ModelUpdate) -> None:
     if update.round != partial.round:
         reason = f"update of round {update.round} came in round {partial.round}"
         raise Incompatible(update.site, reason)
+    require_first(partial, update)
+
+
+def require_first(partial: Partial, update: ModelUpdate) -> None:
+    """Raise unless ``update`` is its site's first in the round of ``partial``.
+
+    Raises:
+        Incompatible: It is not.
+    """
     if update.site in partial.sites:
         raise Incompatible(update.site, f"a second update came in round {partial.round}")
 

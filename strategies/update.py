@@ -61,7 +61,7 @@ class ModelUpdate:
 
     Attributes:
         site: Who sent it.
-        round: Round it answers, from 1.
+        round: Round whose question it answers, from 1.
         delta: Local minus global parameters after local training; beside the model's layers, as
             ``VECTOR/LAYER``, those of what else the strategy has travel.
         num_examples: Training examples behind ``delta``, at least 1.

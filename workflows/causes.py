@@ -21,6 +21,7 @@ class CauseCode(enum.StrEnum):
     UPDATE_NOT_FINITE = "update-not-finite"
     UPDATE_OUT_OF_RING = "update-out-of-ring"
     UPDATE_INCOMPATIBLE = "update-incompatible"
+    UPDATE_STALE = "update-stale"
     DATA_UNREADABLE = "data-unreadable"
     COHORT_TOO_SMALL = "cohort-too-small"
     DEADLINE_PASSED = "deadline-passed"
@@ -80,6 +81,9 @@ CATALOGUE: Final[Mapping[CauseCode, Explanation]] = {
     ),
     C.UPDATE_INCOMPATIBLE: Explanation(
         "user", False, "Training must return the layers of `build()`, in their shapes."
+    ),
+    C.UPDATE_STALE: Explanation(
+        "user", False, "Raise cohort.arrivals.max_staleness, or have fewer sites train at a time."
     ),
     C.DATA_UNREADABLE: Explanation("user", False, "Mend the file at the place that is named."),
     C.COHORT_TOO_SMALL: Explanation(

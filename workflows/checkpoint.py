@@ -1,8 +1,9 @@
 """The state of a run between two rounds, as one safetensors file; and the model as another.
 
 Tensors are named ``params/LAYER``, ``moments/SYMBOL/LAYER``, where the best model so far is not the
-last one ``best/LAYER``, and what a simulated site keeps ``sites/SITE/LAYER``. Everything else is
-canonical JSON under one metadata key, so that the same state is the same bytes.
+last one ``best/LAYER``, what a simulated site keeps ``sites/SITE/LAYER``, and models that sites at
+work were given ``versions/ROUND/LAYER``. Everything else is canonical JSON under one metadata key,
+so that the same state is the same bytes.
 
 Source: safetensors format, version 0.x (an 8-byte header length, a JSON header, raw tensors).
 """
@@ -54,11 +55,14 @@ class Checkpoint:
         best: None where nothing was measured, or the last model is the result anyway.
         memories: What simulated sites keep from round to round, by site; only those that keep
             something. (A real site keeps it itself.)
+        versions: Models that sites still at work were given, by the round in which they were
+            asked; without the one in force. Empty where rounds wait for their cohort.
     """
 
     state: ServerState
     best: Best | None = None
     memories: Mapping[str, Parameters] = field(default_factory=dict)
+    versions: Mapping[int, Parameters] = field(default_factory=dict)
 
 
 class _Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -104,6 +108,8 @@ def write_checkpoint(checkpoint: Checkpoint) -> bytes:
         tensors |= _prefixed("best", best.params)
     for site, memory in checkpoint.memories.items():
         tensors |= _prefixed(f"sites/{site}", memory)
+    for round_, params in checkpoint.versions.items():
+        tensors |= _prefixed(f"versions/{round_}", params)
     header = _Header(
         version=VERSION,
         round=state.round,
@@ -133,7 +139,9 @@ def read_checkpoint(content: bytes) -> Checkpoint:
         best = Best(header.best_round, header.best_value, kept)
     sites = sorted({n.split("/", 2)[1] for n in tensors if n.startswith("sites/")})
     memories = {site: _under(f"sites/{site}/", tensors) for site in sites}
-    return Checkpoint(ServerState(params, moments, header.round), best, memories)
+    rounds = sorted({n.split("/", 2)[1] for n in tensors if n.startswith("versions/")})
+    versions = {int(round_): _under(f"versions/{round_}/", tensors) for round_ in rounds}
+    return Checkpoint(ServerState(params, moments, header.round), best, memories, versions)
 
 
 def _header(content: bytes) -> _Header:

@@ -74,6 +74,10 @@ class RoundFinished(StepEvent, frozen=True, kw_only=True, tag="round.finished"):
         model: Digest of the new global model's safetensors bytes.
         checkpoint: The server state after the round, as an object to be stored.
         transcript: The round's transcript, as an object to be stored.
+        staleness: Mean over the updates of the server steps since their sites were asked; None
+            where the round waited for its cohort.
+        virtual_time: When the round ended, where arrivals are simulated
+            (``workflows.arrivals``); None elsewhere.
     """
 
     round: int
@@ -89,6 +93,8 @@ class RoundFinished(StepEvent, frozen=True, kw_only=True, tag="round.finished"):
     model: Digest
     checkpoint: Digest
     transcript: Digest
+    staleness: float | None = None
+    virtual_time: float | None = None
 
 
 class StepFailed(StepEvent, frozen=True, kw_only=True, tag="step.failed"):

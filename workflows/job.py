@@ -18,6 +18,7 @@ from privacy import AnyMechanism, Protection
 from sharing.object_store import Digest, is_digest
 from strategies import AnyStrategy, FedAvg, Ring, RingTooSmall
 from strategies.kept import KeptFold
+from workflows.arrivals import Virtual
 from workflows.capabilities import Capabilities, DatasetFacts, ProgramFacts, RuntimeAbilities
 from workflows.codecs import AnyCodec, NoCodec
 from workflows.data.partitioners import AnyPartitioner, ByLabel, Dirichlet, Iid
@@ -187,12 +188,14 @@ class Cohort(Value, frozen=True):
     """Who takes part in a round.
 
     Attributes:
-        size: Sites a round; None for all of them.
+        size: Sites a round; None for all of them. With ``arrivals``, sites at work at a time.
         minimum: Updates without which a round fails the run. (A draw with fewer sites is no
             failure: the round asks nobody, and the model stays what it was.)
         deadline_s: Longest a round waits for its sites, in seconds.
         on_site_failure: Whether a round goes on without a site that failed.
         selection: How the cohort is drawn.
+        arrivals: When answers arrive, for strategies that step while sites are training; None
+            where a round waits for its cohort.
     """
 
     size: Count | None = None
@@ -200,6 +203,7 @@ class Cohort(Value, frozen=True):
     deadline_s: Positive = 900.0
     on_site_failure: Literal["drop", "fail"] = "drop"
     selection: AnySelection = Uniform()
+    arrivals: Virtual | None = None
 
 
 class Limits(Value, frozen=True):
@@ -321,8 +325,15 @@ class JobSpec(Value, frozen=True):
         return self.cohort.size or self.num_sites or 1
 
     @property
+    def answers_a_round(self) -> int:
+        """Answers that the job wants in a round."""
+        return self.strategy.buffered or self.cohort_size
+
+    @property
     def most_updates(self) -> int:
         """Most updates that one round can fold."""
+        if self.strategy.buffered:
+            return self.strategy.buffered
         return self.cohort.selection.most(self.cohort_size, self.num_sites or self.cohort_size)
 
     @property
@@ -345,7 +356,7 @@ class JobSpec(Value, frozen=True):
 # What `check` holds true, one rule each, in the order in which a developer would mend them.
 
 MOST_KEPT_MB: Final = 1024
-"""Most that simulated sites may keep together: it is in the checkpoint of every round."""
+"""Most that simulated sites may keep or go by together: it is in the checkpoint of every round."""
 LARGEST_INTEGER: Final = 2**53 - 1
 CLASS_METRICS: Final = frozenset({"accuracy", "auroc"})
 FRAMEWORK_MB: Final[Mapping[str, int]] = {"torch": 512, "sklearn": 256}
@@ -607,6 +618,55 @@ def _require_cohort(spec: JobSpec, _: Capabilities) -> None:
         raise Inconsistent(fields, error.problem, error.mend) from error
 
 
+def _require_arrivals(spec: JobSpec, capabilities: Capabilities) -> None:
+    cohort, buffer, kind = spec.cohort, spec.strategy.buffered, _kind(spec.strategy)
+    if buffer is None:
+        if cohort.arrivals is not None:
+            raise Inconsistent(
+                ("cohort.arrivals", "strategy.kind"),
+                f"{kind} waits for its cohort, so nothing arrives between its rounds",
+                "leave cohort.arrivals out, or use fedasync or fedbuff",
+            )
+        return
+    if cohort.arrivals is None:
+        raise Inconsistent(
+            ("cohort.arrivals", "strategy.kind"),
+            f"{kind} steps while sites are training, and the job does not say when answers arrive",
+            "set cohort.arrivals, as {kind: virtual, sigma: 0.5}",
+        )
+    if not isinstance(cohort.selection, Uniform):
+        raise Inconsistent(
+            ("cohort.selection.kind", "cohort.arrivals"),
+            f"{_kind(cohort.selection)} draws a cohort, and {kind} has none: one idle site is "
+            "drawn whenever another returns",
+            "use uniform",
+        )
+    sites = _partitioned(spec).sites
+    if buffer > sites:
+        problem = f"{buffer} answers a step cannot come from {sites} sites, once from each"
+        raise Inconsistent(("strategy.buffer", "data.sites"), problem, f"buffer at most {sites}")
+    if cohort.minimum > buffer:
+        problem = f"{kind} steps after {buffer} answers, {cohort.minimum} never come"
+        mend = f"ask for at most {buffer}"
+        raise Inconsistent(("cohort.minimum", "strategy.kind"), problem, mend)
+    _require_room_for_versions(spec, _program(spec, capabilities))
+
+
+def _require_room_for_versions(spec: JobSpec, facts: ProgramFacts) -> None:
+    """The models that sites at work were given fit into a round's checkpoint."""
+    arrivals, each = spec.cohort.arrivals, _size_bytes(facts)
+    if arrivals is None or spec.program.config:
+        return
+    versions = min(spec.cohort_size, arrivals.max_staleness)
+    if versions * each > MOST_KEPT_MB << 20:
+        raise Inconsistent(
+            ("cohort.arrivals.max_staleness", "cohort.size"),
+            f"{versions} earlier models of {each} bytes may be in use, more than {MOST_KEPT_MB} "
+            "MiB together",
+            f"lower one of them to {max(1, (MOST_KEPT_MB << 20) // each)}",
+        )
+
+
 def _require_init(spec: JobSpec, capabilities: Capabilities) -> None:
     if not isinstance(spec.init, FromModel):
         return
@@ -710,6 +770,7 @@ RULES: Final[tuple[Rule, ...]] = (
     _require_strategy,
     _require_root,
     _require_cohort,
+    _require_arrivals,
     _require_init,
     _require_evaluation,
     _require_output,

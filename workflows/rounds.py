@@ -35,6 +35,7 @@ from strategies import (
     digest_of_fold,
     require_memory,
 )
+from workflows.arrivals import Arrival, SitesAtWork
 from workflows.canonical import canonical_bytes
 from workflows.causes import Cause, CauseCode
 from workflows.checkpoint import Best, Checkpoint, model_bytes, write_checkpoint
@@ -70,7 +71,7 @@ class Question:
     """What a cohort is asked in a round.
 
     Attributes:
-        round: Which, from 1.
+        round: Which it is asked in, from 1; seeds and signatures of the answers carry it.
         sites: The cohort, sorted; or ``ROOT`` alone, which is the server's own data.
         params: Global model, and beside it what else the strategy has travel; the same object as
             long as it is the same model.
@@ -166,17 +167,34 @@ class Federation:
 class Gathering:
     """A round's answers as they come in, apart from what was folded.
 
-    ``asked`` are the sites that were, in the order in which they were; ``counts`` is how often each
-    counts, None where it counts by its examples.
+    ``asked`` are the sites that were, with the round in which they were; ``counts`` is how often
+    each counts, None where it counts by its examples.
     """
 
     counts: Mapping[str, int] | None = None
-    asked: list[str] = field(default_factory=list)
+    asked: dict[str, int] = field(default_factory=dict)
     commitments: list[Commitment] = field(default_factory=list)
     failures: dict[str, Cause] = field(default_factory=dict)
     losses: dict[str, tuple[float, int]] = field(default_factory=dict)
     memories: dict[str, Parameters] = field(default_factory=dict)
     bytes_up: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Turn:
+    """What a round goes by beside the state.
+
+    Attributes:
+        previous: Digest of the transcript before; None in round 1.
+        model: In force, as on record.
+        asked: When sites were asked in rounds before.
+        at_work: Sites that train across rounds; None where a round waits for its cohort.
+    """
+
+    previous: Digest | None
+    model: bytes
+    asked: Mapping[str, Asked]
+    at_work: SitesAtWork | None
 
 
 def run_rounds(
@@ -201,14 +219,14 @@ def run_rounds(
     asked: dict[str, Asked] = {}
     for transcript in transcripts:
         asked |= _asked_again(asked, transcript.cohort, transcript.round)
+    at_work = _at_work(spec, federation, start, transcripts)
     checkpoint = start
     model = model_bytes(start.state.params)
     while checkpoint.state.round < spec.rounds:
         previous = digest_of(lines[-1]) if lines else None
         round_ = checkpoint.state.round + 1
-        checkpoint, line, model, cohort = _run_round(
-            folder, federation, checkpoint, asked, (previous, model)
-        )
+        turn = Turn(previous, model, asked, at_work)
+        checkpoint, line, model, cohort = _run_round(folder, federation, checkpoint, turn)
         lines.append(line)
         asked |= _asked_again(asked, cohort, round_)
     best = checkpoint.best
@@ -222,31 +240,32 @@ def _run_round(
     folder: StepFolder,
     federation: Federation,
     before: Checkpoint,
-    asked: Mapping[str, Asked],
-    previous: tuple[Digest | None, bytes],
+    turn: Turn,
 ) -> tuple[Checkpoint, bytes, bytes, tuple[str, ...]]:
     """One round; gives the new state, its transcript and its model as on record, and who was asked.
 
-    A round for which too few were drawn asks nobody and leaves the state as it was. ``previous`` is
-    the digest of the transcript before and the model in force.
+    A round for which too few were drawn asks nobody and leaves the state as it was.
     """
-    spec, started = folder.plan.spec, federation.clock()
+    spec, started, at_work = folder.plan.spec, federation.clock(), turn.at_work
     round_ = before.state.round + 1
-    drawing = _drawing(federation, spec, round_, asked)
+    drawing = _drawing(federation, spec, round_, turn.asked)
     losses = _call(folder, federation, before.state.params, drawing)
     drawn = _draw(spec, dataclasses.replace(drawing, losses=losses or {}))
-    folder.tell(RoundStarted, round=round_, cohort=len(drawn.sites))
+    folder.tell(RoundStarted, round=round_, cohort=spec.strategy.buffered or len(drawn.sites))
 
     partial = spec.strategy.zero(before.state)
     partial.population = len(federation.sites)
     offered = spec.strategy.offer(before.state)
     root = _ask_root(folder, federation, before, offered, partial) if drawn.sites else UNSET
-    gathering = _gather(folder, federation, before, offered, drawn, partial)
+    if at_work is None:
+        gathering = _gather(folder, federation, before, offered, drawn, partial)
+    else:
+        gathering = _gather_arrivals(folder, federation, before, at_work, partial)
     cohort = tuple(sorted(gathering.asked))
     folded = digest_of_fold(partial)
     if cohort:
         require_quorum(spec, round_, cohort, gathering)
-        state = _step(spec, before.state, partial)
+        state = _step(spec, _blended(spec, before, gathering, round_), partial)
     else:
         state = dataclasses.replace(before.state, round=round_)
     model = model_bytes(state.params)
@@ -255,6 +274,7 @@ def _run_round(
         state,
         _choose(spec, federation, before.best, state, metrics),
         {**before.memories, **gathering.memories},
+        {asked: _given(before, asked) for asked in at_work.rounds} if at_work else {},
     )
 
     transcript = canonical_bytes(
@@ -262,8 +282,8 @@ def _run_round(
             plan=folder.plan.plan_digest,
             job=folder.plan.job,
             round=round_,
-            previous=previous[0],
-            previous_model=digest_of(previous[1]),
+            previous=turn.previous,
+            previous_model=digest_of(turn.model),
             cohort=cohort,
             keys="simulated",
             commitments=tuple(sorted(gathering.commitments, key=lambda one: one.site)),
@@ -274,6 +294,7 @@ def _run_round(
             sum=folded,
             model=digest_of(model),
             counts=tuple(drawn.counts[site] for site in cohort) if drawn.counts else UNSET,
+            asked=tuple(gathering.asked[site] for site in cohort) if at_work else UNSET,
             candidates=UNSET
             if losses is None
             else tuple(Candidate(site=site, loss=losses[site]) for site in sorted(losses)),
@@ -295,6 +316,8 @@ def _run_round(
         model=digest_of(model),
         checkpoint=folder.keep(write_checkpoint(after)),
         transcript=folder.keep(transcript),
+        staleness=_mean_staleness(gathering, round_) if at_work else None,
+        virtual_time=at_work.time if at_work else None,
     )
     return after, transcript, model, cohort
 
@@ -363,6 +386,53 @@ def _asked_again(asked: Mapping[str, Asked], cohort: Sequence[str], round: int) 
     return {site: asked.get(site, Asked()).again(round) for site in cohort}
 
 
+def _at_work(
+    spec: JobSpec,
+    federation: Federation,
+    start: Checkpoint,
+    transcripts: Sequence[RoundTranscript],
+) -> SitesAtWork | None:
+    """Who is at work after the rounds on record; None where rounds wait for their cohort.
+
+    Raises:
+        StepError: What is on record is of other arrivals.
+    """
+    if spec.cohort.arrivals is None:
+        return None
+    most = spec.cohort.size or len(federation.sites)
+    at_work = SitesAtWork(spec.cohort.arrivals, spec.init.seed, federation.sites, most)
+    for one in transcripts:
+        given_up = [drop for drop in one.dropped if drop.cause is CauseCode.UPDATE_STALE]
+        again = at_work.arrive(len(one.cohort) - len(given_up)) + at_work.step()
+        if [a.site for a in sorted(again)] != list(one.cohort) or one.asked != tuple(
+            a.asked for a in sorted(again)
+        ):
+            detail = f"the transcript of round {one.round} is not of this job's arrivals"
+            raise StepError(_at(CauseCode.INPUT_MISSING, detail, one.round))
+    if at_work.rounds != start.versions.keys():
+        detail = "the checkpoint has not the models that sites at work were given"
+        raise StepError(_at(CauseCode.INPUT_MISSING, detail, start.state.round))
+    return at_work
+
+
+def _given(before: Checkpoint, asked: int) -> Parameters:
+    """The model that sites were given that were asked in the round after ``before``, or earlier."""
+    return before.versions[asked] if asked <= before.state.round else before.state.params
+
+
+def _blended(spec: JobSpec, before: Checkpoint, gathering: Gathering, round: int) -> ServerState:
+    """The state that the strategy steps from, by what the folded answers began with."""
+    asked = [gathering.asked[commitment.site] for commitment in gathering.commitments]
+    return spec.strategy.blend(
+        before.state, [(_given(before, began), round - began) for began in sorted(asked)]
+    )
+
+
+def _mean_staleness(gathering: Gathering, round: int) -> float:
+    folded = [round - gathering.asked[one.site] for one in gathering.commitments]
+    return sum(folded) / len(folded)
+
+
 def codec_seed(spec: JobSpec, round: int, site: str) -> int:
     """Seed of whatever is random in a site's encoded update; both ends know it."""
     return derive(spec.init.seed, "codec", round, site)
@@ -399,7 +469,7 @@ def _ask_root(
     gathering = Gathering()
     (outcome,) = federation.exchange.ask(question)
     if isinstance(outcome, SiteUpdate):
-        cause = _fold(folder, outcome, before.state.params, partial, gathering)
+        cause = _fold(folder, outcome, question, partial, gathering)
     else:
         cause = outcome.cause
     if cause:
@@ -426,7 +496,6 @@ def _gather(
     wave, reserve = drawn.sites, drawn.reserve
     began, left_s = federation.clock(), spec.cohort.deadline_s
     while wave and left_s > 0:
-        gathering.asked += wave
         question = Question(
             round=partial.round,
             sites=wave,
@@ -435,34 +504,90 @@ def _gather(
             deadline_s=left_s,
             memories={site: before.memories[site] for site in wave if site in before.memories},
         )
-        num_lost = 0
-        for outcome in federation.exchange.ask(question):
-            if isinstance(outcome, SiteUpdate):
-                cause = _fold(folder, outcome, before.state.params, partial, gathering)
-            else:
-                cause = outcome.cause
-            if cause:
-                cause = msgspec.structs.replace(cause, round=partial.round)
-                _drop(folder, gathering, cause)
-                num_lost += 1
+        num_lost = _ask(folder, federation, question, partial, gathering)
         wave, reserve = tuple(sorted(reserve[:num_lost])), reserve[num_lost:]
         left_s = spec.cohort.deadline_s - (federation.clock() - began)
     return gathering
 
 
+def _gather_arrivals(
+    folder: StepFolder,
+    federation: Federation,
+    before: Checkpoint,
+    at_work: SitesAtWork,
+    partial: Partial,
+) -> Gathering:
+    """Ask the sites whose answers arrive next, and fold them, until the buffer is full.
+
+    An answer is computed when it arrives, from the model that its site was given. The place of one
+    that is lost goes to the next that arrives; when as many are lost as are at work, what came has
+    to do. All of them share one deadline.
+    """
+    spec, gathering = folder.plan.spec, Gathering()
+    buffer = spec.strategy.buffered or 0
+    most = buffer + spec.cohort_size
+    ends = federation.clock() + spec.cohort.deadline_s
+    while (missing := buffer - len(gathering.commitments)) and federation.clock() < ends:
+        arrived = at_work.arrive(min(missing, most - len(gathering.asked)))
+        if not arrived:
+            break
+        for asked in sorted({one.asked for one in arrived}):
+            question = Question(
+                round=asked,
+                sites=tuple(sorted(one.site for one in arrived if one.asked == asked)),
+                params=_given(before, asked),
+                strategy=spec.strategy,
+                deadline_s=max(0.0, ends - federation.clock()),
+            )
+            _ask(folder, federation, question, partial, gathering)
+    for late in at_work.step():
+        _give_up(folder, gathering, late, partial.round)
+    return gathering
+
+
+def _give_up(folder: StepFolder, gathering: Gathering, late: Arrival, round: int) -> None:
+    gathering.asked[late.site] = late.asked
+    detail = f"asked in round {late.asked}, and still at work after round {round}"
+    code = CauseCode.UPDATE_STALE
+    _drop(folder, gathering, Cause(code=code, detail=detail, site=late.site, round=round))
+
+
+def _ask(
+    folder: StepFolder,
+    federation: Federation,
+    question: Question,
+    partial: Partial,
+    gathering: Gathering,
+) -> int:
+    """Ask sites, and fold what comes into ``partial``; how many were lost to the round."""
+    gathering.asked |= dict.fromkeys(question.sites, question.round)
+    num_lost = 0
+    for outcome in federation.exchange.ask(question):
+        if isinstance(outcome, SiteUpdate):
+            cause = _fold(folder, outcome, question, partial, gathering)
+        else:
+            cause = outcome.cause
+        if cause:
+            cause = msgspec.structs.replace(cause, round=partial.round)
+            _drop(folder, gathering, cause)
+            num_lost += 1
+    return num_lost
+
+
 def _fold(
     folder: StepFolder,
     answer: SiteUpdate,
-    model: Parameters,
+    question: Question,
     partial: Partial,
     gathering: Gathering,
 ) -> Cause | None:
     """Bind the site to what it sent, then decode and fold that; the cause if it can't be.
 
     The commitment is over the encoded update: a site signs the very arrays that it sends, and what
-    is folded follows from them by the plan's codec, the round and the site alone.
+    is folded follows from them by the plan's codec, the site, and the round in which it was asked.
     """
     plan, spec, site = folder.plan, folder.plan.spec, answer.site
+    asked, model = question.round, spec.strategy.model_of(question.params)
     if not 1 <= answer.num_examples <= spec.ring.max_weight:  # nothing to be signed
         detail = f"weight {answer.num_examples} is not in 1..{spec.ring.max_weight}"
         return Cause(code=CauseCode.UPDATE_OUT_OF_RING, detail=detail, site=site)
@@ -473,18 +598,16 @@ def _fold(
     commitment = sign(
         simulated_key(plan.job, plan.plan_digest, site),
         plan.plan_digest,
-        partial.round,
+        asked,
         site=site,
         num_examples=answer.num_examples,
-        update=commit(
-            simulated_salt(plan.job, plan.plan_digest, site, partial.round), sent_by(answer)
-        ),
+        update=commit(simulated_salt(plan.job, plan.plan_digest, site, asked), sent_by(answer)),
     )
     weight = gathering.counts[site] if gathering.counts else answer.num_examples
     try:
-        seed = codec_seed(spec, partial.round, site)
+        seed = codec_seed(spec, asked, site)
         delta = codec_of(spec, site).decode(answer.delta, model, seed)
-        update = ModelUpdate(site, partial.round, delta, weight, answer.scalars)
+        update = ModelUpdate(site, asked, delta, weight, answer.scalars)
         if spec.has_memory:
             require_memory(site, answer.memory, model)
         spec.strategy.accumulate(partial, update, spec.ring)

@@ -52,7 +52,8 @@ class Commitment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         num_examples: Behind the update; its weight, unless ``RoundTranscript.counts`` is there.
         update: SHA-256 over salt and update as it travelled (``commit``), so that it hides it.
         public_key: Ed25519, 32 bytes as hex.
-        signature: Over plan digest, round, site, num_examples and update; 64 bytes as hex.
+        signature: Over plan digest, the round in which it was asked, site, num_examples and
+            update; 64 bytes as hex.
     """
 
     site: str
@@ -93,8 +94,10 @@ class RoundTranscript(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         job: Id of the run.
         round: From 1.
         previous: Digest of the transcript before; None in round 1.
-        previous_model: Digest of the model that the cohort was given.
-        cohort: Sites that were asked, sorted; empty if the draw had too few.
+        previous_model: Digest of the model in force before it, which the cohort was given
+            unless ``asked`` tells of an earlier round.
+        cohort: Sites that were asked, sorted; empty if the draw had too few. Where ``asked`` is
+            there, those whose answers arrived or were given up.
         counts: How often each site of the cohort counts in the sum, in the order of the cohort;
             absent where it counts by its examples. (What is absent is not in the bytes, so that
             transcripts from before there were counts keep their digest.)
@@ -103,6 +106,8 @@ class RoundTranscript(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         dropped: Sorted by site.
         sum: Digest of the folded delta in the ring (see ``strategies.digest_of_fold``).
         model: Digest of the new model.
+        asked: Round in which each site of the cohort was asked, in the order of the cohort: it was
+            given the ``previous_model`` of that round. Absent where it is this one.
         candidates: Whose losses the draw went by, sorted by site; absent where it asks for none.
         privacy: What was spent.
         root: Of the server's own update, by which the fold went (``strategies.ROOT``); absent where
@@ -123,6 +128,7 @@ class RoundTranscript(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     model: Digest
     privacy: tuple[PrivacyEvent, ...] = ()
     counts: tuple[int, ...] | msgspec.UnsetType = msgspec.UNSET
+    asked: tuple[int, ...] | msgspec.UnsetType = msgspec.UNSET
     candidates: tuple[Candidate, ...] | msgspec.UnsetType = msgspec.UNSET
     root: Commitment | msgspec.UnsetType = msgspec.UNSET
 
@@ -239,12 +245,18 @@ def verify_chain(
     before: RoundTranscript | None = None
     previous: Digest | None = None
     keys: dict[str, str] = {}
+    answered: set[tuple[str, int]] = set()
     for number, transcript in enumerate(transcripts, start=1):
         _verify_link(transcript, number, plan, before, previous)
         _verify_cohort(transcript)
         for commitment in transcript.commitments:
             _verify_key(transcript, commitment, keys)
-            verify(commitment, plan, number)
+            asked = asked_in(transcript, commitment.site)
+            verify(commitment, plan, asked)
+            if (commitment.site, asked) in answered:
+                problem = f"the answer of {commitment.site} to round {asked} is in a sum already"
+                raise TranscriptInvalid(number, problem)
+            answered.add((commitment.site, asked))
         if isinstance(transcript.root, Commitment):
             _verify_root(transcript, transcript.root, keys)
             verify(transcript.root, plan, number)
@@ -252,6 +264,13 @@ def verify_chain(
     if head is not None and head != previous:
         raise TranscriptInvalid(before.round if before else 0, f"its digest is not {head}")
     return previous
+
+
+def asked_in(transcript: RoundTranscript, site: str) -> int:
+    """Round in which a site of the cohort was asked."""
+    if isinstance(transcript.asked, tuple):
+        return transcript.asked[transcript.cohort.index(site)]
+    return transcript.round
 
 
 def _verify_link(
@@ -295,6 +314,13 @@ def _verify_cohort(transcript: RoundTranscript) -> None:
         len(counts) != len(transcript.cohort) or min(counts, default=1) < 1
     ):
         raise TranscriptInvalid(transcript.round, "counts are not of the cohort, one at least")
+    asked = transcript.asked
+    if isinstance(asked, tuple) and (
+        len(asked) != len(transcript.cohort)
+        or not all(1 <= round_ <= transcript.round for round_ in asked)
+    ):
+        problem = "asked is not of the cohort, in this round or before"
+        raise TranscriptInvalid(transcript.round, problem)
     if isinstance(transcript.candidates, tuple):
         told = [candidate.site for candidate in transcript.candidates]
         if told != sorted(set(told)) or not set(transcript.cohort) <= set(told):

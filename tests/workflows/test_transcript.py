@@ -74,6 +74,7 @@ def chain(length: int = 3, **fields: Any) -> list[RoundTranscript]:
                     sum=digest(f"sum {number}"),
                     model=digest(f"model {number}"),
                     counts=(1, 2, 1) if number == 3 else msgspec.UNSET,
+                    asked=(3, 3, 3) if number == 3 else msgspec.UNSET,
                     candidates=CANDIDATES if number == 3 else msgspec.UNSET,
                     root=committed(ROOT, number) if number == 3 else msgspec.UNSET,
                 ),
