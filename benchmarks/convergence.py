@@ -47,7 +47,11 @@ SEEDS: Final = (1, 2, 3)
 TUNING_SEED: Final = 0
 LOCAL: Final = Local(epochs=2, batch_size=8, optimizer=Sgd(lr=0.1))
 GOALS: Final = (0.90, 0.95)
-ROBUST: Final = ("coordinate-median",)
+ELSEWHERE: Final = (
+    *("bulyan", "coordinate-median", "geometric-median", "krum", "multi-krum", "norm-bounding"),
+    *("trimmed-mean", "fedasync", "fedbuff"),
+)
+"""Measured by ``benchmarks.robustness`` and ``benchmarks.asynchrony``."""
 GRIDS: Final[dict[str, tuple[Strategy, ...]]] = {
     "fedavg": tuple(FedAvg(eta=eta) for eta in (1.0, 2.0, 3.0)),
     "fedprox": tuple(FedProx(mu=0.01, eta=eta) for eta in (1.0, 2.0, 3.0)),
@@ -102,9 +106,31 @@ def accuracy(params: Parameters, seed: int) -> float:
     return _trainer.evaluate(params, _data[seed].central(), ["accuracy"]).values["accuracy"]
 
 
+def sites_of(seed: int) -> Sequence[str]:
+    """Names of the sites, in order."""
+    return _data[seed].sites
+
+
+def answer(
+    strategy: Strategy, seed: int, number: int, site: str, offered: Parameters, memory: Parameters
+) -> tuple[ModelUpdate, Parameters]:
+    """What a site sends when it is asked in a round, and what it keeps."""
+    share = train_site(
+        _trainer,
+        _data[seed].training(site),
+        LOCAL,
+        strategy,
+        offered,
+        memory,
+        derive(seed, "train", number, site),
+    )
+    update = ModelUpdate(site, number, share.share.sent, share.num_examples, share.scalars)
+    return update, share.share.memory
+
+
 def federated(strategy: Strategy, seed: int) -> Curve:
     """Accuracy after each round; zeros from where a value left the ring."""
-    data, ring = _data[seed], Ring()
+    sites, ring = sites_of(seed), Ring()
     state = strategy.init(initial(seed))
     memories: dict[str, Parameters] = {}
     curve: Curve = []
@@ -114,19 +140,10 @@ def federated(strategy: Strategy, seed: int) -> Curve:
         partial.population = SITES
         offered = strategy.offer(state)
         for k in sorted(rng.choice(SITES, COHORT, replace=False)):
-            site = data.sites[k]
-            share = train_site(
-                _trainer,
-                data.training(site),
-                LOCAL,
-                strategy,
-                offered,
-                memories.get(site, {}),
-                derive(seed, "train", number, site),
-            )
-            update = ModelUpdate(site, number, share.share.sent, share.num_examples, share.scalars)
+            site = sites[k]
+            memory = memories.get(site, {})
+            update, memories[site] = answer(strategy, seed, number, site, offered, memory)
             strategy.accumulate(partial, update, ring)
-            memories[site] = share.share.memory
         state = strategy.step(state, strategy.finish(partial, ring))
         curve.append(accuracy(state.params, seed))
     return curve
@@ -205,8 +222,8 @@ def setting(strategy: Strategy) -> str:
 def measure() -> list[Figure]:
     """Tune, run, write table and plot; the figures are what the summary shows."""
     untested = KINDS.keys() - {str(g[0].__struct_config__.tag) for g in GRIDS.values()}
-    if untested - set(ROBUST):
-        raise SystemExit(f"no grid for {', '.join(sorted(untested - set(ROBUST)))}")
+    if untested - set(ELSEWHERE):
+        raise SystemExit(f"no grid for {', '.join(sorted(untested - set(ELSEWHERE)))}")
     start = time.monotonic()
     os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory() as folder:
