@@ -58,6 +58,16 @@ def test_what_sites_keep_comes_along_by_site() -> None:
     assert same(dict(back.state.params), PARAMS)
 
 
+def test_models_that_sites_at_work_were_given_come_along_by_round() -> None:
+    versions = {2: PARAMS, 11: {n: x + 1 for n, x in PARAMS.items()}}
+
+    back = read_checkpoint(write_checkpoint(Checkpoint(ServerState(PARAMS), versions=versions)))
+
+    assert back.versions.keys() == versions.keys()
+    assert all(same(dict(back.versions[k]), dict(versions[k])) for k in versions)
+    assert back.memories == {}
+
+
 @pytest.mark.parametrize("round_", [3, 7], ids=["an earlier model", "the last one"])
 def test_the_best_model_comes_along(round_: int) -> None:
     earlier = {name: x + 1 for name, x in PARAMS.items()}
