@@ -126,9 +126,11 @@ def predict(admitted: Admitted, digest: str, steps: Mapping[str, tuple[str, ...]
     forms = [spec.codec.form(tuple(p.shape), np.dtype(p.dtype)) for p in parameters]
     update_bytes = sum(form.size_bytes for form in forms)
     ring_bytes = 8 * num_parameters
-    # The server holds the model, its moments and the fold; a worker the model, its gradient, an
-    # optimiser's memory and the update, and its part of the data lies in mapped files.
-    server_mb = SERVER_MB + math.ceil((4 * model_bytes + 3 * ring_bytes) / 2**20)
+    # The server holds the model, its moments, the fold, and the models that sites at work have; a
+    # worker the model, its gradient, an optimiser's memory and the update, and its part of the
+    # data lies in mapped files.
+    models = 4 + spec.most_versions
+    server_mb = SERVER_MB + math.ceil((models * model_bytes + 3 * ring_bytes) / 2**20)
     # A frozen base is in it twice: as it was built, and in the copy that is trained.
     worker_mb = INTERPRETER_MB + math.ceil((6 * model_bytes + 2 * facts.frozen_bytes) / 2**20)
     return DryRun(

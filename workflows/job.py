@@ -341,6 +341,12 @@ class JobSpec(Value, frozen=True):
         """Whether sites keep something like the model from round to round."""
         return self.strategy.has_memory or self.codec.has_memory
 
+    @property
+    def most_versions(self) -> int:
+        """Most models before the one in force that sites at work may have been given."""
+        arrivals = self.cohort.arrivals
+        return min(self.cohort_size, arrivals.max_staleness) if arrivals else 0
+
     def check(self, capabilities: Capabilities) -> JobSpec:
         """Return the job if its parts fit together and the platform can do what they ask.
 
@@ -654,10 +660,9 @@ def _require_arrivals(spec: JobSpec, capabilities: Capabilities) -> None:
 
 def _require_room_for_versions(spec: JobSpec, facts: ProgramFacts) -> None:
     """The models that sites at work were given fit into a round's checkpoint."""
-    arrivals, each = spec.cohort.arrivals, _size_bytes(facts)
-    if arrivals is None or spec.program.config:
+    versions, each = spec.most_versions, _size_bytes(facts)
+    if spec.program.config:
         return
-    versions = min(spec.cohort_size, arrivals.max_staleness)
     if versions * each > MOST_KEPT_MB << 20:
         raise Inconsistent(
             ("cohort.arrivals.max_staleness", "cohort.size"),

@@ -20,7 +20,9 @@ from control_plane.refusals import Forbidden, KeyReused, StillInFlight
 from control_plane.views import text_of
 from sharing.object_store import digest_of
 from strategies import FedAvg
+from strategies.fedbuff import FedBuff
 from tests.control_plane.conftest import People, job_spec
+from workflows.arrivals import Virtual
 from workflows.capabilities import DatasetFacts, Parameter, ProgramFacts
 from workflows.codecs.int8 import Int8
 from workflows.job import (
@@ -298,6 +300,20 @@ async def test_a_dry_run_counts_what_travels_and_holds_the_base_too(
 
     assert found.bytes_per_site_and_round == {"up": size, "down": size}
     assert found.memory_mb["worker"] == INTERPRETER_MB + 1  # 6 * 23 kB + 2 * 330 kB
+
+
+async def test_a_dry_run_counts_the_answers_of_a_buffer(
+    platform: Platform, admin: Principal
+) -> None:
+    cohort = Cohort(size=4, arrivals=Virtual())
+    spec = job_spec(
+        program=Builtin(name="digits-mlp"), rounds=7, strategy=FedBuff(buffer=3), cohort=cohort
+    )
+
+    found = await dry_run(platform, admin, spec)
+
+    each = sum(found.bytes_per_site_and_round.values())
+    assert found.bytes_total == each * 3 * 7
 
 
 async def test_what_was_admitted_survives_a_new_process(

@@ -139,4 +139,7 @@ def test_a_round_folds_what_the_buffer_holds() -> None:
     spec = job(**with_buffer(3, size=6))
 
     assert (spec.answers_a_round, spec.most_updates, spec.cohort_size) == (3, 3, 6)
+    assert (spec.most_versions, job().most_versions) == (6, 0)
+    fresh = with_buffer(3, arrivals={"kind": "virtual", "max_staleness": 2})
+    assert job(**fresh).most_versions == 2
     assert (job().answers_a_round, job(cohort={"size": 4}).answers_a_round) == (10, 4)
