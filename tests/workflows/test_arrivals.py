@@ -94,6 +94,16 @@ def test_more_answers_than_sites_do_not_come() -> None:
     assert len(at_work.arrive(10)) == 4
 
 
+def test_sites_that_were_given_up_come_again() -> None:
+    found = course(60, 2, 6, sites=SITES[:8], sigma=2, max_staleness=1)
+
+    last = {one.site: number for number, (_, late, *_) in enumerate(found[:40]) for one in late}
+    assert last
+    for site, number in last.items():
+        later = [one.site for arrived, late, *_ in found[number + 1 :] for one in [*arrived, *late]]
+        assert site in later
+
+
 def test_all_sites_may_be_at_work_at_once() -> None:
     found = course(40, 1, 4, sites=SITES[:4], sigma=1)
 

@@ -27,7 +27,7 @@ from workflows.causes import Cause, CauseCode
 from workflows.checkpoint import Checkpoint, read_checkpoint, read_model
 from workflows.events import SiteDropped
 from workflows.job import JobSpec
-from workflows.rounds import Federation, SiteUpdate, run_rounds
+from workflows.rounds import Federation, SiteUpdate, codec_seed, run_rounds
 from workflows.run_folder import StepError, StepFolder
 from workflows.tasks import SiteFailure
 from workflows.transcript import RoundTranscript, TranscriptInvalid, verify_chain
@@ -50,12 +50,14 @@ def asked_of(transcript: RoundTranscript) -> dict[str, int]:
     return dict(zip(transcript.cohort, transcript.asked, strict=True))
 
 
+@pytest.mark.parametrize("codec", [{"kind": "none"}, {"kind": "random-mask", "fraction": 0.5}])
 @pytest.mark.parametrize("kind", STRATEGIES)
 def test_the_model_is_what_the_papers_make_of_the_answers_on_record(
-    tmp_path: Path, kind: str
+    tmp_path: Path, kind: str, codec: dict[str, Any]
 ) -> None:
     """Algorithm 1 of each in plain numbers, over who answered which round by the transcripts."""
-    root = federate(tmp_path / "run", asynchronous(kind))
+    spec = asynchronous(kind, codec=codec)
+    root = federate(tmp_path / "run", spec, LocalSites(encoding(spec)))
 
     models = [{name: np.asarray(x, np.float64) for name, x in START.items()}]
     stale = 0
@@ -65,7 +67,9 @@ def test_the_model_is_what_the_papers_make_of_the_answers_on_record(
         found = {name: np.zeros(array.shape) for name, array in x.items()}
         for site, asked in asked_of(transcript).items():
             given = {n: models[asked - 1][n].astype(START[n].dtype) for n in START}
-            delta = delta_of(site, asked, given)
+            seed = codec_seed(spec, asked, site)
+            sent = spec.codec.encode(delta_of(site, asked, given), seed)
+            delta = spec.codec.decode(sent, given, seed)
             weights.append((1 + t - asked) ** -0.5)
             stale += t - asked
             for name in x:
