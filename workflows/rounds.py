@@ -428,9 +428,9 @@ def _blended(spec: JobSpec, before: Checkpoint, gathering: Gathering, round: int
     )
 
 
-def _mean_staleness(gathering: Gathering, round: int) -> float:
+def _mean_staleness(gathering: Gathering, round: int) -> float | None:
     folded = [round - gathering.asked[one.site] for one in gathering.commitments]
-    return sum(folded) / len(folded)
+    return sum(folded) / len(folded) if folded else None
 
 
 def codec_seed(spec: JobSpec, round: int, site: str) -> int:
