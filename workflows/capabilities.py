@@ -35,12 +35,14 @@ class DatasetFacts(msgspec.Struct, frozen=True, kw_only=True):
         features: Shape of one example.
         num_classes: Different labels; 0 for real-valued targets.
         summary: What it is, for people.
+        columns: Names of the features; empty where they have none, or too many to list.
     """
 
     num_examples: int
     features: tuple[int, ...]
     num_classes: int
     summary: str = ""
+    columns: tuple[str, ...] = ()
 
 
 class Parameter(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,7 +57,7 @@ class ProgramFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What running a program once in the sandbox showed.
 
     Attributes:
-        framework: ``torch`` or ``sklearn``.
+        framework: ``torch`` or ``sklearn``; ``analysis`` for a query, which is no program.
         parameters: Its federated arrays, in the order of the model.
         frozen_bytes: Of the arrays beside them, which it builds anew wherever it runs and which
             neither change nor travel.

@@ -16,6 +16,18 @@ from typing import Final
 
 from workflows.capabilities import DatasetFacts
 
+_NUCLEI: Final = (
+    "radius",
+    "texture",
+    "perimeter",
+    "area",
+    "smoothness",
+    "compactness",
+    "concavity",
+    "concave points",
+    "symmetry",
+    "fractal dimension",
+)
 BUNDLED: Final[Mapping[str, DatasetFacts]] = MappingProxyType(
     {
         "breast-cancer": DatasetFacts(
@@ -23,12 +35,18 @@ BUNDLED: Final[Mapping[str, DatasetFacts]] = MappingProxyType(
             features=(30,),
             num_classes=2,
             summary="Wisconsin breast cancer: 30 measures of cell nuclei, malignant or benign",
+            columns=(
+                *(f"mean {name}" for name in _NUCLEI),
+                *(f"{name} error" for name in _NUCLEI),
+                *(f"worst {name}" for name in _NUCLEI),
+            ),
         ),
         "diabetes": DatasetFacts(
             num_examples=442,
             features=(10,),
             num_classes=0,
             summary="Diabetes: 10 measures of patients, progression after a year (real-valued)",
+            columns=("age", "sex", "bmi", "bp", "s1", "s2", "s3", "s4", "s5", "s6"),
         ),
         "digits": DatasetFacts(
             num_examples=1797,
@@ -41,12 +59,33 @@ BUNDLED: Final[Mapping[str, DatasetFacts]] = MappingProxyType(
             features=(4,),
             num_classes=3,
             summary="Iris: 4 measures of flowers, three species",
+            columns=(
+                "sepal length (cm)",
+                "sepal width (cm)",
+                "petal length (cm)",
+                "petal width (cm)",
+            ),
         ),
         "wine": DatasetFacts(
             num_examples=178,
             features=(13,),
             num_classes=3,
             summary="Wine: 13 chemical measures, three growers",
+            columns=(
+                "alcohol",
+                "malic_acid",
+                "ash",
+                "alcalinity_of_ash",
+                "magnesium",
+                "total_phenols",
+                "flavanoids",
+                "nonflavanoid_phenols",
+                "proanthocyanins",
+                "color_intensity",
+                "hue",
+                "od280/od315_of_diluted_wines",
+                "proline",
+            ),
         ),
     }
 )

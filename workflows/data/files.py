@@ -31,6 +31,7 @@ from workflows.data.labels import LabelColumn, Labels
 MAX_TABLE_BYTES: Final = 16 << 30
 BLOCK_BYTES: Final = 4 << 20
 NAMES_SHOWN: Final = 12
+MAX_NAMES_CHARS: Final = 1 << 16
 DAMAGED: Final = (  # what zipfile and numpy raise on bytes that are no archive of arrays
     zipfile.BadZipFile,
     zlib.error,
@@ -54,10 +55,12 @@ class Table:
     Attributes:
         x: Features, memory-mapped.
         labels: In the same order.
+        columns: Names of the features; empty where they have none.
     """
 
     x: np.ndarray
     labels: Labels
+    columns: tuple[str, ...] = ()
 
 
 def format_of(path: Path) -> str:
@@ -86,6 +89,7 @@ def inspect_dataset(path: Path, label: str = "y") -> DatasetFacts:
         features=features,
         num_classes=len(labels.classes),
         summary=f"{format_of(path)} file: {len(labels.y):,} rows of {shape} features, {kind}",
+        columns=names_of(path, label),
     )
 
 
@@ -104,7 +108,24 @@ def read_table(path: Path, label: str, scratch: Path) -> Table:
             file.write(np.ascontiguousarray(x).data)
     labels = column.finish()
     x = np.memmap(scratch, np.float32, "r", shape=(len(labels.y), *features))
-    return Table(x, labels)
+    return Table(x, labels, names_of(path, label))
+
+
+def names_of(path: Path, label: str) -> tuple[str, ...]:
+    """Names of the features in a file that can be read, unless they are too long to be listed.
+
+    The arrays of an .npz file name none.
+    """
+    match format_of(path):
+        case "csv":
+            names = _csv_header(path)
+        case "parquet":
+            with pq.ParquetFile(path) as file:
+                names = file.schema_arrow.names
+        case _:
+            return ()
+    features = tuple(name for name in names if name != label)
+    return features if sum(map(len, features)) <= MAX_NAMES_CHARS else ()
 
 
 def pieces(path: Path, label: str) -> Iterator[Piece]:

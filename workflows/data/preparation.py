@@ -29,6 +29,7 @@ class _Layout(msgspec.Struct, frozen=True):
     sites: int
     central: int
     num_classes: int
+    columns: tuple[str, ...]
 
 
 class Prepared:
@@ -39,6 +40,7 @@ class Prepared:
         num_classes: Different labels; 0 for real-valued targets.
         classes: What each class was called in the data; empty for targets.
         features: Shape of one example.
+        columns: Names of the features; empty where they have none.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -51,6 +53,7 @@ class Prepared:
         self.sites = site_names(layout.sites)
         self.num_classes = layout.num_classes
         self.classes = tuple(classes)
+        self.columns = layout.columns
         self.features: tuple[int, ...] = self._x.shape[1:]
         self._at = {site: k for k, site in enumerate(self.sites)}
 
@@ -90,17 +93,23 @@ def prepare(data: Partitioned, inputs: Path, folder: Path) -> None:
     scratch = folder / "rows"
     if data.dataset in BUNDLED:
         x, labels = bundled(data.dataset)
+        columns = BUNDLED[data.dataset].columns
     else:
         from workflows.data.files import read_table  # pyarrow is slow to import
 
         table = read_table(_uploaded(inputs), data.label, scratch)
-        x, labels = table.x, table.labels
+        x, labels, columns = table.x, table.labels, table.columns
     order, bounds, num_central = divide(labels.y, data)
     _write_rows(x, order, folder / "x.npy")
     np.save(folder / "y.npy", labels.y[order])
     np.save(folder / "bounds.npy", bounds)
     (folder / "classes.json").write_bytes(msgspec.json.encode(labels.classes))
-    layout = _Layout(sites=data.sites, central=num_central, num_classes=len(labels.classes))
+    layout = _Layout(
+        sites=data.sites,
+        central=num_central,
+        num_classes=len(labels.classes),
+        columns=columns,
+    )
     (folder / "data.json").write_bytes(msgspec.json.encode(layout))
     scratch.unlink(missing_ok=True)
 
@@ -164,6 +173,7 @@ def facts_of(name: str) -> DatasetFacts:
         features=x.shape[1:],
         num_classes=len(labels.classes),
         summary=BUNDLED[name].summary,
+        columns=BUNDLED[name].columns,
     )
 
 

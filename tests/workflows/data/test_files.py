@@ -50,6 +50,13 @@ def test_a_csv_becomes_numbers_and_classes(tmp_path: Path) -> None:
     assert table.labels.classes == ("cat", "dog")
 
 
+def test_the_facts_name_the_features_unless_the_names_are_too_long(tmp_path: Path) -> None:
+    long = f"a,{'b' * (1 << 16)},y\n1,2,cat\n3,4,dog\n"
+
+    assert inspect_dataset(csv_file(tmp_path, GOOD_CSV)).columns == ("a", "b")
+    assert inspect_dataset(csv_file(tmp_path, long)).columns == ()
+
+
 def test_the_label_may_be_any_column(tmp_path: Path) -> None:
     path = csv_file(tmp_path, "\ufeffkind,a,b\n7,1,2\n-1,3,4\n7,5,6\n")
 
@@ -70,6 +77,7 @@ def test_three_formats_of_one_table_read_alike(tmp_path: Path) -> None:
 
     tables = [read_table(path, "y", tmp_path / f"rows-{k}") for k, path in enumerate(paths)]
 
+    assert [table.columns for table in tables] == [("a", "b"), ("a", "b"), (), ()]
     for table in tables[1:]:
         np.testing.assert_array_equal(table.x, tables[0].x)
         np.testing.assert_array_equal(table.labels.y, tables[0].labels.y)

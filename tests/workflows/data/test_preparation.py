@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn import datasets
 
 from workflows.data.datasets import BUNDLED
 from workflows.data.examples import DataError, PartitionError
@@ -33,6 +34,15 @@ def numbers(x: np.ndarray) -> list[int]:
 @pytest.mark.parametrize("name", BUNDLED)
 def test_the_constant_facts_of_a_bundled_set_are_its_facts(name: str) -> None:
     assert facts_of(name) == BUNDLED[name]
+
+
+@pytest.mark.parametrize("name", set(BUNDLED) - {"digits"})
+def test_columns_of_a_bundled_set_are_called_as_in_their_source(tmp_path: Path, name: str) -> None:
+    source = getattr(datasets, f"load_{name.replace('-', '_')}")()
+
+    found = prepared(tmp_path, Partitioned(dataset=name, sites=2))
+
+    assert found.columns == BUNDLED[name].columns == tuple(map(str, source.feature_names))
 
 
 def test_there_are_five_bundled_sets() -> None:
