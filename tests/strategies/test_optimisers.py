@@ -98,6 +98,7 @@ def test_every_strategy_has_the_kind_that_a_job_names() -> None:
         "norm-bounding",
         "qfedavg",
         "scaffold",
+        "tally",
         "trimmed-mean",
     ]
 
