@@ -38,6 +38,7 @@ from sharing.object_store import is_digest
 from workflows.canonical import digest_value
 from workflows.capabilities import Capabilities, DatasetFacts, Parameter, ProgramFacts
 from workflows.job import (
+    Analysis,
     Builtin,
     Bundle,
     FromModel,
@@ -53,6 +54,8 @@ from workflows.run import Desired, Phase
 WAITS_FOR_ADMISSION: Final = "its turn"
 INTERPRETER_MB: Final = 400
 """Resident size of a worker with torch imported, before it holds anything (measured: 330)."""
+ANALYST_MB: Final = 100
+"""The same of a worker that answers a query, without any framework."""
 SERVER_MB: Final = 150
 _PARAMETERS: Final = msgspec.json.Decoder(tuple[Parameter, ...])
 
@@ -62,7 +65,7 @@ class Admitted:
     """A job that was found fit.
 
     Attributes:
-        spec: The job.
+        spec: The job, with what follows from the rest of it filled in.
         collaboration: Id of the one that will own it.
         capabilities: What it was checked against.
     """
@@ -101,7 +104,7 @@ async def dry_run(platform: Platform, who: Principal, spec: JobSpec) -> DryRun:
     """
     _require_submitter(who)
     admitted = await check(platform, who, spec)
-    plan = compile_plan("job-dry-run", 1, spec, platform.environment, {})
+    plan = compile_plan("job-dry-run", 1, admitted.spec, platform.environment, {})
     return predict(admitted, plan.plan_digest, {step.name: step.argv for step in plan.steps})
 
 
@@ -132,7 +135,8 @@ def predict(admitted: Admitted, digest: str, steps: Mapping[str, tuple[str, ...]
     models = 4 + spec.most_versions
     server_mb = SERVER_MB + math.ceil((models * model_bytes + 3 * ring_bytes) / 2**20)
     # A frozen base is in it twice: as it was built, and in the copy that is trained.
-    worker_mb = INTERPRETER_MB + math.ceil((6 * model_bytes + 2 * facts.frozen_bytes) / 2**20)
+    bare_mb = ANALYST_MB if isinstance(spec.program, Analysis) else INTERPRETER_MB
+    worker_mb = bare_mb + math.ceil((6 * model_bytes + 2 * facts.frozen_bytes) / 2**20)
     return DryRun(
         plan_digest=digest,
         steps=steps,
@@ -151,6 +155,9 @@ def facts_of(spec: JobSpec, capabilities: Capabilities) -> ProgramFacts:
             return capabilities.programs[name]
         case Bundle(digest=digest):
             return capabilities.programs[digest]
+        case Analysis(query=query):
+            parameters = query.parameters()
+            return ProgramFacts(framework="analysis", parameters=parameters, own_train=True)
         case Image():
             raise Unsupported(("program",), "no image can be run here", "use a bundle")
 
@@ -165,15 +172,15 @@ async def _submit(platform: Platform, who: Principal, spec: JobSpec, key: str | 
         "collaboration": admitted.collaboration,
         "organisation": who.organisation,
         "submitted_by": who.user,
-        "spec": text_of(spec),
-        "plan_digest": plan_digest(spec, platform.environment),
+        "spec": text_of(admitted.spec),
+        "plan_digest": plan_digest(admitted.spec, platform.environment),
         "phase": Phase.PENDING,
         "desired": Desired.RUN,
         "waits_for": WAITS_FOR_ADMISSION,
         "version": 0,
         "attempt": 0,
         "fruitless": 0,
-        "rounds": spec.rounds,
+        "rounds": admitted.spec.rounds,
         "round": 0,
         "loss": None,
         "metrics": "{}",

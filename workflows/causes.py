@@ -23,6 +23,7 @@ class CauseCode(enum.StrEnum):
     UPDATE_INCOMPATIBLE = "update-incompatible"
     UPDATE_STALE = "update-stale"
     DATA_UNREADABLE = "data-unreadable"
+    TOO_FEW_EXAMPLES = "too-few-examples"
     COHORT_TOO_SMALL = "cohort-too-small"
     DEADLINE_PASSED = "deadline-passed"
     TRANSLATION_FAILED = "translation-failed"
@@ -86,6 +87,9 @@ CATALOGUE: Final[Mapping[CauseCode, Explanation]] = {
         "user", False, "Raise cohort.arrivals.max_staleness, or have fewer sites train at a time."
     ),
     C.DATA_UNREADABLE: Explanation("user", False, "Mend the file at the place that is named."),
+    C.TOO_FEW_EXAMPLES: Explanation(
+        "user", False, "Lower evaluate.minimum_count, or do without sites with fewer examples."
+    ),
     C.COHORT_TOO_SMALL: Explanation(
         "user", False, "See why sites dropped out, or lower cohort.minimum."
     ),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from math import isfinite, prod
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 import msgspec
 import numpy as np
@@ -18,6 +18,11 @@ from privacy import AnyMechanism, Protection
 from sharing.object_store import Digest, is_digest
 from strategies import AnyStrategy, FedAvg, Ring, RingTooSmall
 from strategies.kept import KeptFold
+from strategies.tally import Tally
+from workflows.analyses import AnyQuery
+from workflows.analyses.columns import Columns
+from workflows.analyses.query import unknown_column
+from workflows.analyses.terms import contradiction, settled, terms
 from workflows.arrivals import Virtual
 from workflows.capabilities import Capabilities, DatasetFacts, ProgramFacts, RuntimeAbilities
 from workflows.codecs import AnyCodec, NoCodec
@@ -96,6 +101,17 @@ class Image(Tagged, frozen=True, tag="image"):
 
     image: Annotated[str, Meta(pattern=r"^[\w.:/-]+@sha256:[0-9a-f]{64}$")]
     config: Mapping[str, Any] = {}
+
+
+class Analysis(Tagged, frozen=True, tag="analysis"):
+    """No program but a query: its answer is what the job makes, and no model.
+
+    Attributes:
+        query: What is asked about the examples of all sites.
+    """
+
+    config: ClassVar[Mapping[str, Any]] = {}
+    query: AnyQuery
 
 
 class Runtime(Value, frozen=True):
@@ -277,7 +293,7 @@ class JobSpec(Value, frozen=True):
     Attributes:
         name: For people; not unique.
         collaboration: Name of the collaboration that owns the job; None for one's own.
-        program: The code.
+        program: The code, or what is asked instead.
         runtime: What moves the bytes.
         data: What is trained on.
         init: Where the parameters start.
@@ -296,7 +312,7 @@ class JobSpec(Value, frozen=True):
     """
 
     name: Name
-    program: Builtin | Bundle | Image
+    program: Builtin | Bundle | Image | Analysis
     data: Partitioned | AtSites
     collaboration: Name | None = None
     runtime: Runtime = Runtime()
@@ -350,13 +366,17 @@ class JobSpec(Value, frozen=True):
     def check(self, capabilities: Capabilities) -> JobSpec:
         """Return the job if its parts fit together and the platform can do what they ask.
 
+        What an analysis leaves out is filled in as its query needs it; every other job is returned
+        as it is.
+
         Raises:
             Unsupported: A field asks for what nothing here can do.
             Inconsistent: Two fields contradict each other.
         """
+        spec = _settled(self, capabilities)
         for rule in RULES:
-            rule(self, capabilities)
-        return self
+            rule(spec, capabilities)
+        return spec
 
 
 # What `check` holds true, one rule each, in the order in which a developer would mend them.
@@ -389,6 +409,28 @@ def _leaves(value: object, path: str = "") -> Iterator[tuple[str, object]]:
                 yield from _leaves(part, f"{path}[{index}]")
         case _:
             yield path, value
+
+
+def _settled(spec: JobSpec, capabilities: Capabilities) -> JobSpec:
+    """The job with what its query needs, if it asks one and says nothing else."""
+    if not isinstance(spec.program, Analysis):
+        if isinstance(spec.strategy, Tally):
+            problem = "a tally adds up answers to a query, and a model is no such answer"
+            mend = "use fedavg, or ask for an analysis"
+            raise Inconsistent(("strategy.kind", "program.kind"), problem, mend)
+        return spec
+    _require_canonical(spec, capabilities)
+    _require_runtime(spec, capabilities)
+    query, data, facts = spec.program.query, _partitioned(spec), _dataset(spec, capabilities)
+    columns = Columns(facts.columns, prod(facts.features), data.label)
+    misfit = query.misfit(facts.num_examples) or unknown_column(query, columns)
+    if misfit:
+        fields = tuple(f"program.query.{field}" for field in misfit.fields)
+        raise Inconsistent(fields, misfit.problem, misfit.mend)
+    found = terms(query, facts.num_examples, data.sites)
+    if misfit := contradiction(spec, found):
+        raise Inconsistent(misfit.fields, misfit.problem, misfit.mend)
+    return settled(spec, found)
 
 
 def _require_runtime(spec: JobSpec, capabilities: Capabilities) -> None:
@@ -555,7 +597,7 @@ def _require_data(spec: JobSpec, capabilities: Capabilities) -> None:
             f"{data.sites} sites need at least {data.sites * each} examples, {training} are there",
             f"ask for at most {training // each} sites",
         )
-    if spec.ring.max_weight < training:
+    if spec.ring.max_weight < training and not isinstance(spec.strategy, Tally):
         raise Inconsistent(
             ("ring.max_weight", "data.dataset"),
             f"one site may hold {training} examples, more than the weight {spec.ring.max_weight}",
@@ -802,6 +844,8 @@ def _program(spec: JobSpec, capabilities: Capabilities) -> ProgramFacts:
         case Image():
             problem = "container images cannot be run yet"
             raise Unsupported(("program.kind",), problem, "use builtin or bundle")
+        case Analysis(query=query):
+            return ProgramFacts(framework="analysis", parameters=query.parameters(), own_train=True)
     if name not in capabilities.programs:
         raise Unsupported((field,), f"no program {name} is known here", mend)
     return capabilities.programs[name]

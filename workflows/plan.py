@@ -14,10 +14,13 @@ import msgspec
 
 from sharing.object_store import Digest
 from workflows.canonical import digest_value
-from workflows.job import JobSpec
+from workflows.job import Analysis, JobSpec
 
 SLACK_S: Final = 3600.0
 """What a step may take beside the work that the job bounds: transfers, start-up, waiting."""
+
+TALLY: Final = "tally.safetensors"
+RESULT: Final = "result.json"
 
 StepKind = Literal["federate", "translate", "publish"]
 
@@ -77,8 +80,13 @@ def plan_digest(spec: JobSpec, environment: Digest) -> Digest:
 def compile_plan(
     job: str, attempt: int, spec: JobSpec, environment: Digest, inputs: Mapping[str, Digest]
 ) -> Plan:
-    """Steps that train ``spec`` on its runtime, translate the model and, if asked, publish it."""
-    steps = (_federate(spec), _translate(spec), *((_publish(),) if spec.output.publish else ()))
+    """Steps that train ``spec`` on its runtime, translate the model and, if asked, publish it.
+
+    An analysis makes no model, so it has no step but its rounds.
+    """
+    steps: tuple[Step, ...] = (_federate(spec),)
+    if not isinstance(spec.program, Analysis):
+        steps += (_translate(spec), *((_publish(),) if spec.output.publish else ()))
     return Plan(
         job=job,
         attempt=attempt,
@@ -94,9 +102,15 @@ def _federate(spec: JobSpec) -> Step:
     return Step(
         name="federate",
         argv=(f"workflows.runtimes.{spec.runtime.kind}",),
-        outputs=("model.safetensors", "transcripts.jsonl", "spent.json"),
+        outputs=(*_products(spec), "transcripts.jsonl", "spent.json"),
         timeout_s=SLACK_S + spec.limits.import_s + 2 * spec.rounds * spec.cohort.deadline_s,
     )
+
+
+def _products(spec: JobSpec) -> tuple[str, ...]:
+    """Names of what the rounds make: the model, or what was counted and what that says."""
+    is_analysis = isinstance(spec.program, Analysis)
+    return (TALLY, RESULT) if is_analysis else ("model.safetensors",)
 
 
 def _translate(spec: JobSpec) -> Step:

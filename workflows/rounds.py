@@ -41,7 +41,8 @@ from workflows.causes import Cause, CauseCode
 from workflows.checkpoint import Best, Checkpoint, model_bytes, write_checkpoint
 from workflows.codecs import Codec, NoCodec, Undecodable
 from workflows.events import RoundFinished, RoundStarted, SiteDropped
-from workflows.job import JobSpec
+from workflows.job import Analysis, JobSpec
+from workflows.plan import RESULT, TALLY
 from workflows.run_folder import StepError, StepFolder
 from workflows.seeds import derive
 from workflows.selection import Asked, Drawing, Drawn
@@ -231,7 +232,11 @@ def run_rounds(
         asked |= _asked_again(asked, cohort, round_)
     best = checkpoint.best
     chosen = model_bytes(best.params) if best and spec.evaluate.select == "best" else model
-    folder.put("model.safetensors", chosen)
+    if isinstance(spec.program, Analysis):
+        folder.put(TALLY, model)
+        folder.put(RESULT, canonical_bytes(spec.program.query.finding(checkpoint.state.params)))
+    else:
+        folder.put("model.safetensors", chosen)
     folder.put("transcripts.jsonl", b"".join(line + b"\n" for line in lines))
     folder.put("spent.json", b"[]\n")
 

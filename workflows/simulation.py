@@ -23,12 +23,29 @@ from workflows.checkpoint import (
     read_checkpoint,
     read_model,
 )
-from workflows.job import Builtin, Bundle, FromModel, Partitioned
+from workflows.job import (
+    DEFAULT_LABEL,
+    Analysis,
+    Builtin,
+    Bundle,
+    FromModel,
+    JobSpec,
+    Partitioned,
+)
 from workflows.program import BundleError, ProgramManifest, read_manifest, unpack
 from workflows.programs import builtin_folder
 from workflows.rounds import Exchange, Federation
 from workflows.run_folder import StepError, StepFolder
-from workflows.tasks import AnyAnswer, Initial, Load, Open, OpenData, Prepare
+from workflows.tasks import (
+    AnyAnswer,
+    Initial,
+    Load,
+    Open,
+    OpenData,
+    OpenQuery,
+    Prepare,
+    Prepared,
+)
 from workflows.transcript import RoundTranscript, TranscriptInvalid, verify_chain
 from workflows.workers import WorkerPool
 
@@ -43,15 +60,15 @@ class Simulation:
     Attributes:
         sites: Names, sorted.
         num_examples: That each site trains on.
-        facts: Of the program.
-        manifest: Of the program.
+        facts: Of the program, or of what is asked instead.
+        manifest: Of the program; None where a query is asked instead.
         pool: Workers that have the program and the data.
     """
 
     sites: tuple[str, ...]
     num_examples: Mapping[str, int]
     facts: ProgramFacts
-    manifest: ProgramManifest
+    manifest: ProgramManifest | None
     pool: WorkerPool[Any]
 
 
@@ -80,7 +97,8 @@ def simulate(
         raise StepError(
             Cause(code=CauseCode.PLATFORM_BUG, detail="only partitioned data is simulated")
         )
-    program, manifest = lay_program(folder)
+    is_analysis = isinstance(spec.program, Analysis)
+    program, manifest = (None, None) if is_analysis else lay_program(folder)
     scratch, inputs = folder.scratch("work"), folder.files.inputs
     workers: WorkerPool[Any] = WorkerPool(
         num_workers=num_workers or _num_workers(folder),
@@ -88,7 +106,7 @@ def simulate(
         folder=scratch,
         entry=entry,
         answers=answers,
-        readable=(inputs, program),
+        readable=(inputs, program) if program else (inputs,),
     )
     preparer: WorkerPool[Any] = WorkerPool(
         num_workers=1, limits=spec.limits, folder=scratch, readable=(inputs,)
@@ -98,22 +116,32 @@ def simulate(
         with preparer:  # a process of its own: what reads data is large, and needed once
             task = Prepare(data=spec.data, inputs=str(inputs), folder=data)
             preparing = preparer.call(task)
-            pool.broadcast_task(Load(framework=manifest.framework))
+            if manifest:
+                pool.broadcast_task(Load(framework=manifest.framework))
             prepared = preparing.result().answer
         pool.broadcast_task(OpenData(folder=data))
-        opened = pool.broadcast_task(
-            Open(
-                program=str(program),
-                config=getattr(spec.program, "config", {}),
-                seed=spec.init.seed,
-                features=prepared.features,
-                classes=prepared.num_classes,
-            )
-        )[0].answer
+        opened = pool.broadcast_task(_opening(spec, program, prepared))[0].answer
         print("workers are confined by: " + ", ".join(pool.confined), file=sys.stderr)  # noqa: T201
         num_examples = dict(zip(prepared.sites, prepared.num_examples, strict=True))
         sites = tuple(sorted(prepared.sites))
         yield Simulation(sites, num_examples, opened.facts, manifest, pool)
+
+
+def _opening(spec: JobSpec, program: Path | None, prepared: Prepared) -> Open | OpenQuery:
+    """What makes a worker ready for the sites' tasks, once it has the data."""
+    if isinstance(spec.program, Analysis):
+        return OpenQuery(
+            query=spec.program.query,
+            label=spec.data.label if isinstance(spec.data, Partitioned) else DEFAULT_LABEL,
+            minimum_count=spec.evaluate.minimum_count,
+        )
+    return Open(
+        program=str(program),
+        config=spec.program.config,
+        seed=spec.init.seed,
+        features=prepared.features,
+        classes=prepared.num_classes,
+    )
 
 
 def lay_program(folder: StepFolder) -> tuple[Path, ProgramManifest]:
@@ -160,7 +188,7 @@ def federation_of(simulation: Simulation, exchange: Exchange) -> Federation:
     return Federation(
         simulation.sites,
         exchange,
-        directions=simulation.manifest.metrics,
+        directions=simulation.manifest.metrics if simulation.manifest else {},
         num_examples=simulation.num_examples,
     )
 

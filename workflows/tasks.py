@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 
 from strategies import AnyStrategy
+from workflows.analyses import AnyQuery
 from workflows.capabilities import ProgramFacts
 from workflows.causes import Cause
 from workflows.codecs import AnyCodec, NoCodec
@@ -126,6 +127,22 @@ class Open(Task, frozen=True, tag="open"):
     classes: int = 0
 
 
+class OpenQuery(Task, frozen=True, tag="open-query"):
+    """Take up a query in the place of a program; the data must be open.
+
+    Attributes:
+        query: What is asked.
+        label: Name of the data's label.
+        minimum_count: Examples that a site must have to answer.
+    """
+
+    answered_by: ClassVar[type[Answer]] = Opened
+    clock: ClassVar[Clock] = "import_s"
+    query: AnyQuery
+    label: str
+    minimum_count: int
+
+
 class Load(Task, frozen=True, tag="load"):
     """Import the framework ahead of the program, which takes seconds."""
 
@@ -221,7 +238,7 @@ class Export(Task, frozen=True, tag="export"):
     folder: str
 
 
-AnyTask = Load | Open | Prepare | OpenData | Initial | Train | Measure | Export
+AnyTask = Load | Open | OpenQuery | Prepare | OpenData | Initial | Train | Measure | Export
 
 
 @dataclass(frozen=True, slots=True, eq=False)

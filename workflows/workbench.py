@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from math import prod
 from pathlib import Path
 
 import numpy as np
 
 from strategies import ROOT, Parameters, SiteShare, Strategy
+from workflows.analyses.columns import Columns
 from workflows.causes import Cause, CauseCode
 from workflows.codecs import AnyCodec, Unencodable
 from workflows.data.examples import Examples
@@ -30,6 +32,7 @@ from workflows.tasks import (
     Open,
     OpenData,
     Opened,
+    OpenQuery,
     Part,
     Prepare,
     Prepared,
@@ -37,6 +40,7 @@ from workflows.tasks import (
     TrainedSite,
 )
 from workflows.trainers import load_trainer
+from workflows.trainers.analysis_trainer import AnalysisTrainer
 from workflows.trainers.client_half import Share, train_site
 from workflows.trainers.trainer import Measured, ProgramError, Trainer
 
@@ -96,6 +100,12 @@ class Workbench:
             case Open():
                 self._trainer = load_trainer(
                     Path(task.program), task.config, task.seed, task.features, task.classes
+                )
+                return Opened(facts=self._trainer.facts), ()
+            case OpenQuery():
+                known = Columns(self.data.columns, prod(self.data.features), task.label)
+                self._trainer = AnalysisTrainer(
+                    task.query, known, self.data.classes, task.minimum_count
                 )
                 return Opened(facts=self._trainer.facts), ()
             case Prepare():
