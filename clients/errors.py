@@ -121,6 +121,10 @@ class VariantMissing(FoedusError):
     """The model has no such form; the message names those it has."""
 
 
+class ResultMissing(FoedusError):
+    """The job has no answer to a query: it trains a model, or has not succeeded."""
+
+
 class DownloadCorrupt(FoedusError):
     """What arrived is not what the model's digest promises; nothing was kept."""
 

@@ -349,6 +349,7 @@ class CapabilitiesView(Resource, frozen=True):
     onnx: tuple[str, ...]
     partitioners: tuple[str, ...]
     selections: tuple[str, ...]
+    analyses: tuple[str, ...]
     optimizers: tuple[str, ...]
 
 

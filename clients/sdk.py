@@ -24,7 +24,14 @@ from urllib.parse import quote
 import msgspec
 
 from clients.downloads import download
-from clients.errors import FileRefused, JobCancelled, JobFailed, VariantMissing
+from clients.errors import (
+    AnswerNotUnderstood,
+    FileRefused,
+    JobCancelled,
+    JobFailed,
+    ResultMissing,
+    VariantMissing,
+)
 from clients.event_stream import follow
 from clients.job_files import DatasetFormat, format_of, read_job_file
 from clients.resources import (
@@ -44,7 +51,9 @@ from clients.resources import (
     User,
 )
 from clients.transport import DEFAULT_PATIENCE, Call, Patience, Transport
+from workflows.analyses import AnyFinding, Finding
 from workflows.job import DEFAULT_LABEL, JobSpec
+from workflows.plan import RESULT
 from workflows.program import BundleError, pack
 from workflows.run import Phase
 
@@ -274,6 +283,25 @@ class JobHandle:
     def artifacts(self) -> tuple[Artifact, ...]:
         """What it made."""
         return tuple(_pages(self._transport, f"{self._path}/artifacts", Page[Artifact]))
+
+    def result(self) -> Finding:
+        """What the query of an analysis found, verified by its digest.
+
+        Raises:
+            ResultMissing: The job asks no query, or has not succeeded.
+            As ``pull_artifact``.
+        """
+        made = next((one for one in self.artifacts() if one.name == RESULT), None)
+        if made is None:
+            problem = f"{self.id} has no {RESULT}"
+            raise ResultMissing(f"{problem}; only an analysis that has succeeded makes one")
+        with tempfile.TemporaryDirectory(prefix="foedus-") as scratch:
+            path = self.pull_artifact(made, Path(scratch) / RESULT)
+            try:
+                found: Finding = msgspec.json.decode(path.read_bytes(), type=AnyFinding)
+            except msgspec.MsgspecError as error:
+                raise AnswerNotUnderstood(f"{RESULT}: {error}") from error
+        return found
 
     def pull_artifact(self, artifact: Artifact, path: str | Path) -> Path:
         """Fetch one of its artifacts to ``path``, verified.

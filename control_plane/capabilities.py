@@ -8,6 +8,7 @@ import msgspec
 
 from clients.resources import CapabilitiesView, RuntimeView
 from strategies import KINDS
+from workflows.analyses import KINDS as QUERIES
 from workflows.capabilities import Capabilities
 from workflows.data.datasets import BUNDLED
 from workflows.data.partitioners import AnyPartitioner
@@ -49,6 +50,7 @@ def view(capabilities: Capabilities) -> CapabilitiesView:
         onnx=capabilities.onnx,
         partitioners=_kinds(AnyPartitioner),
         selections=tuple(SELECTIONS),
+        analyses=tuple(QUERIES),
         optimizers=_kinds(_optimizers()),
     )
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from strategies.ring import Ring
+from strategies.sensitivity import Sensitivity, of_sum
 from strategies.strategy import Partial, ServerState, Strategy
 from strategies.tiles import Tile
 from strategies.update import Array, ModelUpdate, Parameters, tree_map
@@ -20,9 +21,9 @@ from strategies.update import Array, ModelUpdate, Parameters, tree_map
 class Tally(Strategy, frozen=True):
     """Add the sum of the sites' answers to what was counted so far."""
 
-    def sensitivity(self, clip_norm: float, max_weight: int) -> dict[str, float]:
+    def sensitivity(self, clip_norm: float, max_weight: int) -> Sensitivity:
         """A site adds what it answers, once."""
-        return {"delta": clip_norm}
+        return of_sum(weight=1, delta=clip_norm)
 
     def contribution(self, update: ModelUpdate, ring: Ring) -> ModelUpdate:
         """The answer, with the weight one."""

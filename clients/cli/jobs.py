@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from itertools import islice
 from pathlib import Path
 from typing import Annotated
@@ -124,6 +125,18 @@ def logs(
         say_json({"job": job_id, "text": text})
     else:
         typer.echo(printable(text), nl=not text.endswith("\n"))
+
+
+def result(job_id: JobId, as_json: AsJson = False) -> None:
+    """Show what the query of an analysis found."""
+    with connect() as foedus:
+        found = foedus.job(job_id).result()
+    if as_json:
+        say_json(found)
+        return
+    say_table(found.headers, found.rows())
+    if sys.stdout.isatty():
+        say(f"{found.examples} examples at {found.sites[-1]} sites")
 
 
 def cancel(job_id: JobId, as_json: AsJson = False) -> None:

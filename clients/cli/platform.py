@@ -60,5 +60,6 @@ def capabilities(as_json: AsJson = False) -> None:
     say(f"strategies   {', '.join(found.strategies)}")
     say(f"partitioners {', '.join(found.partitioners)}")
     say(f"selections   {', '.join(found.selections)}")
+    say(f"analyses     {', '.join(found.analyses)}")
     say(f"optimizers   {', '.join(found.optimizers)}")
     say(f"ONNX         {', '.join(found.onnx)}")

@@ -10,6 +10,7 @@ import typer
 from clients.cli.output import cause_lines, say, say_json, tell
 from clients.cli.progress import advance, begin, line_of, view
 from clients.cli.refusals import INTERRUPTED, UNSUCCESSFUL
+from workflows.job import Analysis
 from workflows.run import Phase
 
 if TYPE_CHECKING:
@@ -84,3 +85,5 @@ def conclude(job: Job) -> None:
     elif job.model is not None:
         say(f"model {job.model}")
         say(f"  fetch it: foedus model pull {job.model}")
+    elif job.phase is Phase.SUCCEEDED and isinstance(job.spec.program, Analysis):
+        say(f"  what it found: foedus result {job.id}")

@@ -29,7 +29,7 @@ from control_plane.api.cursors import CursorInvalid
 from control_plane.api.decoding import Undecodable
 from control_plane.api.event_stream import MEDIA_TYPE as EVENT_STREAM
 from control_plane.api.event_stream import encode
-from control_plane.api.examples import BODIES, EVENT, PAGES
+from control_plane.api.examples import BODIES, EVENT, FURTHER, PAGES
 from control_plane.api.ranges import RangeNotSatisfiable
 from control_plane.api.requests import BodyTooLarge
 from control_plane.refusals import NotFound
@@ -98,6 +98,8 @@ def _document(app: Litestar) -> dict[str, Any]:
     types = {type(example) for example in BODIES.values()} | {Problem}
     _, schemas = msgspec.json.schema_components(types, ref_template=f"{SCHEMAS}{{name}}")
     document["components"].setdefault("schemas", {}).update(schemas)
+    for name, shown in FURTHER.items():
+        document["components"]["schemas"][name]["examples"] = msgspec.to_builtins(shown)
     handlers = dict(_handlers(app))
     for path, item in document["paths"].items():
         for method in METHODS:

@@ -63,6 +63,14 @@ SPEC: Final = JobSpec(
     rounds=12,
     evaluate=Evaluate(metrics=("accuracy",)),
 )
+ANALYSIS: Final[Mapping[str, Any]] = {
+    "name": "strength of wines",
+    "program": {
+        "kind": "analysis",
+        "query": {"kind": "quantile", "column": "alcohol", "levels": [0.5], "low": 0, "high": 20},
+    },
+    "data": {"kind": "partitioned", "dataset": "wine", "sites": 5},
+}
 FACTS: Final = ProgramFacts(
     framework="torch",
     parameters=(
@@ -236,6 +244,7 @@ BODIES: Final[Mapping[str, Any]] = {
         onnx=("fp32",),
         partitioners=("iid", "dirichlet"),
         selections=("poisson", "uniform"),
+        analyses=("histogram", "mean"),
         optimizers=("sgd", "adam"),
     ),
     "StepEvents": StepEvents(
@@ -281,3 +290,5 @@ PAGES: Final[Mapping[str, Page[Any]]] = {
         TOKEN,
     )
 }
+FURTHER: Final[Mapping[str, tuple[Any, ...]]] = {"JobSpec": (SPEC, ANALYSIS)}
+"""Examples of a schema that has quite different forms."""

@@ -21,11 +21,14 @@ from control_plane.views import text_of
 from sharing.object_store import digest_of
 from strategies import FedAvg
 from strategies.fedbuff import FedBuff
+from strategies.tally import Tally
 from tests.control_plane.conftest import People, job_spec
+from workflows.analyses.quantile import Quantile
 from workflows.arrivals import Virtual
 from workflows.capabilities import DatasetFacts, Parameter, ProgramFacts
 from workflows.codecs.int8 import Int8
 from workflows.job import (
+    Analysis,
     Builtin,
     Bundle,
     Cohort,
@@ -73,6 +76,29 @@ async def test_a_submitted_job_is_pending_with_its_event(
     [event] = (await list_events(platform, admin, job.id, 0, 10)).items
     assert (event.id, event.kind, event.fields) == (1, "job.submitted", {"name": "digits"})
     assert (await get_job(platform, admin, job.id)).value == job
+
+
+async def test_an_analysis_is_on_record_with_what_its_query_needs(
+    platform: Platform, admin: Principal
+) -> None:
+    query = Quantile(column=0, levels=(0.5,), low=0, high=1, rounds=4)
+    short = JobSpec(
+        name="medians",
+        program=Analysis(query=query),
+        data=Partitioned(dataset="digits", sites=4),
+        runtime=Runtime(kind="native"),
+    )
+
+    job = await submit_job(platform, admin, short, "key-0001")
+    again = await submit_job(platform, admin, job.spec, "key-0002")
+    foreseen = await dry_run(platform, admin, short)
+
+    assert await submit_job(platform, admin, short, "key-0001") == job
+    assert (job.rounds, job.spec.strategy, job.spec.output.onnx) == (4, Tally(), ())
+    assert job.plan_digest == again.plan_digest == foreseen.plan_digest
+    assert list(foreseen.steps) == ["federate"]
+    assert foreseen.parameters == 4 * (64 + 2) + 4
+    assert foreseen.memory_mb["worker"] < 200
 
 
 async def test_the_same_key_and_job_give_the_same_answer(

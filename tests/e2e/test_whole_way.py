@@ -27,6 +27,16 @@ output: {onnx: []}
 """
 
 
+ANALYSIS = """\
+name: a-pixel
+program:
+  kind: analysis
+  query: {kind: mean, columns: [{column: pixel_20, low: 0, high: 16}]}
+runtime: {kind: native}
+data: {kind: partitioned, dataset: mine.csv, label: digit, sites: 3}
+"""
+
+
 def write_job(folder: Path, text: str = JOB) -> None:
     """A job, and beside it the data of one's own that it names."""
     digits = load_digits()
@@ -65,6 +75,39 @@ def test_from_a_document_and_data_of_ones_own_to_a_model(home: Path, server: Rea
         lines = job.pull_artifact(transcripts, home / "t.jsonl").read_text().splitlines()
         assert len(lines) == 3
         assert "federate" in job.logs()
+
+
+def test_from_a_short_document_to_the_answer_of_a_query(home: Path, server: RealServer) -> None:
+    write_job(home, ANALYSIS)
+
+    watched = foedus("submit", "job.yaml", "--watch", home=home)
+    *_, pointer = watched.stdout.splitlines()
+    told = foedus(*pointer.partition("foedus ")[2].split(), "--json", home=home)
+    misspelt = ANALYSIS.replace("pixel_20", "pixel_2O")
+    write_job(home, misspelt)
+    refused = foedus("submit", "job.yaml", home=home)
+
+    assert (watched.returncode, watched.stderr) == (0, "")
+    found = json.loads(told.stdout)
+    [pixel] = found["columns"]
+    pixels = load_digits().data[:300, 20]
+    assert (found["sites"], found["examples"]) == ([3], 300)
+    assert pixel["mean"] == pytest.approx(pixels.mean(), abs=1e-11)
+    assert pixel["variance"] == pytest.approx(pixels.var(), abs=1e-10)
+    with server.client() as client:
+        [job] = client.jobs(name="a-pixel")
+        handle = client.job(job.id)
+        assert (job.model, job.rounds) == (None, 1)
+        assert handle.result().examples == 300
+        assert sorted(made.name for made in handle.artifacts()) == [
+            "result.json",
+            "spent.json",
+            "tally.safetensors",
+            "transcripts.jsonl",
+        ]
+    assert refused.returncode == 3
+    assert "field: program.query.columns[0].column" in refused.stderr
+    assert "hint: did you mean `pixel_2`" in refused.stderr
 
 
 def test_data_with_text_among_its_numbers_is_refused_by_row_and_column(home: Path) -> None:

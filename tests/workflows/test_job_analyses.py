@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from control_plane.capabilities import read_capabilities
 from strategies import FedAvg, Ring
 from strategies.tally import Tally
 from tests.workflows.jobs import CAPABILITIES, TABLE, job
 from workflows.analyses.terms import ring_of
 from workflows.canonical import digest_value
 from workflows.job import Inconsistent, JobError, JobSpec, Unsupported
+from workflows.job_document import read_job
 from workflows.plan import compile_plan
 
 FACTS = msgspec.structs.replace(
@@ -282,3 +285,11 @@ def test_a_job_that_trains_is_returned_as_it_is() -> None:
     spec = job()
     assert spec.check(HERE) is spec
     assert spec.strategy == FedAvg()
+
+
+def test_the_example_is_a_job_that_fits() -> None:
+    path = Path(__file__).parents[2] / "examples" / "analysis.yaml"
+
+    spec = read_job(path.read_text(), str(path)).check(read_capabilities())
+
+    assert (spec.rounds, spec.evaluate.minimum_count) == (3, 20)

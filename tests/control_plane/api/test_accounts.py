@@ -123,3 +123,4 @@ def test_capabilities_are_shown(server: Server) -> None:
     assert {runtime["name"] for runtime in view["runtimes"]} >= {"flower", "native"}
     assert "fedadam" in view["strategies"]
     assert view["datasets"]["digits"]["num_examples"] == 1797
+    assert {"mean", "quantile"} <= set(view["analyses"])

@@ -213,3 +213,18 @@ def test_unknown_paths_and_methods_are_problems(server: Server) -> None:
 
 def _text(document: dict[str, Any]) -> str:
     return msgspec.json.encode(document).decode()
+
+
+def test_every_example_of_the_job_is_accepted(server: Server, document: dict[str, Any]) -> None:
+    shown = document["components"]["schemas"]["JobSpec"]["examples"]
+    kinds = []
+
+    for example in shown:
+        answer = server.call("POST", "/v1/jobs?dryRun=true", json=example)
+        assert answer.status_code == 200, answer.text
+        kinds.append((example["program"]["kind"], sorted(answer.json()["steps"])))
+
+    assert kinds == [
+        ("builtin", ["federate", "publish", "translate"]),
+        ("analysis", ["federate"]),
+    ]
