@@ -385,8 +385,9 @@ MOST_KEPT_MB: Final = 1024
 """Most that simulated sites may keep or go by together: it is in the checkpoint of every round."""
 LARGEST_INTEGER: Final = 2**53 - 1
 CLASS_METRICS: Final = frozenset({"accuracy", "auroc"})
-FRAMEWORK_MB: Final[Mapping[str, int]] = {"torch": 512, "sklearn": 256}
-"""Below it a worker has no room beside its framework (measured resident: 330 and 180 MiB)."""
+FRAMEWORK_MB: Final[Mapping[str, int]] = {"torch": 512, "sklearn": 256, "analysis": 256}
+"""Below it a worker has no room beside its framework (measured resident: 330 and 180 MiB), or
+beside what reads the data, which an analysis needs as well."""
 BUILTIN_METRICS: Final = CLASS_METRICS | {"mse"}
 
 
@@ -427,6 +428,10 @@ def _settled(spec: JobSpec, capabilities: Capabilities) -> JobSpec:
     if misfit:
         fields = tuple(f"program.query.{field}" for field in misfit.fields)
         raise Inconsistent(fields, misfit.problem, misfit.mend)
+    if spec.evaluate.minimum_count > (largest := max(1, _largest_site(data, facts))):
+        problem = f"no site can have so many examples, {largest} at most"
+        fields = ("evaluate.minimum_count", "data.sites")
+        raise Inconsistent(fields, problem, f"lower evaluate.minimum_count to {largest}")
     found = terms(query, facts.num_examples, data.sites)
     if misfit := contradiction(spec, found):
         raise Inconsistent(misfit.fields, misfit.problem, misfit.mend)
@@ -496,7 +501,7 @@ def _require_program(spec: JobSpec, capabilities: Capabilities) -> None:
     if spec.limits.memory_mb < (needed := FRAMEWORK_MB.get(facts.framework, 0)):
         raise Inconsistent(
             ("limits.memory_mb", "program"),
-            f"{facts.framework} itself leaves no room for a model below {needed} MiB",
+            f"workers for {facts.framework} need {needed} MiB before they hold anything",
             f"raise limits.memory_mb to {needed} or more",
         )
     _require_room_for_memories(spec, facts)
@@ -889,10 +894,16 @@ def _most_held_out(data: Partitioned, facts: DatasetFacts, where: str) -> int:
     training = _num_training(data, facts)
     if where == "central":
         return facts.num_examples - training
+    largest = _largest_site(data, facts)
+    return min(int(data.holdout * largest), largest - 1)
+
+
+def _largest_site(data: Partitioned, facts: DatasetFacts) -> int:
+    """Most examples that one site can have."""
+    training = _num_training(data, facts)
     spread_evenly = isinstance(data.partitioner, Iid)
     others = (data.sites - 1) * _fewest_per_site(data)
-    largest = -(-training // data.sites) if spread_evenly else training - others
-    return min(int(data.holdout * largest), largest - 1)
+    return -(-training // data.sites) if spread_evenly else training - others
 
 
 def _size_bytes(facts: ProgramFacts) -> int:

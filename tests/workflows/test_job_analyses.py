@@ -33,6 +33,7 @@ AGES = {"kind": "histogram", "column": "age", "low": 0, "high": 120, "bins": 24}
 QUANTILE = {"kind": "quantile", "column": "age", "levels": [0.5], "low": 0, "high": 120}
 HITTERS = {"kind": "heavy-hitters", "column": "age", "threshold": 20, "length": 4}
 COUNT = {"kind": "count", "column": "readmitted", "values": ["yes", "no"]}
+LARGE = {**HITTERS, "length": 32, "most": 1000}
 DATA = {"kind": "partitioned", "dataset": TABLE, "label": "readmitted", "sites": 5}
 
 
@@ -254,15 +255,29 @@ def test_a_tally_folds_no_model() -> None:
         ({"data": {"kind": "at-sites", "dataset": "x", "version": 1}}, "data.kind"),
         ({"data": {"sites": 2000}}, "data.sites"),
         ({"cohort": {"minimum": 6}}, "cohort.minimum"),
+        ({"evaluate": {"minimum_count": 201}}, "evaluate.minimum_count"),
+        ({"limits": {"memory_mb": 255}}, "limits.memory_mb"),
+        ({"limits": {"output_mb": 1}, "program": LARGE}, "limits.output_mb"),
         ({"privacy": [{"kind": "dp-sgd", "epsilon": 8, "delta": 1e-6}]}, "privacy[0].kind"),
     ],
-    ids=["runtime", "data set", "real sites", "sites", "cohort", "privacy"],
+    ids=[
+        "runtime",
+        "data set",
+        "real sites",
+        "sites",
+        "cohort",
+        "minimum",
+        "memory",
+        "output",
+        "privacy",
+    ],
 )
 def test_the_rules_of_every_job_hold_for_an_analysis(fields: dict[str, Any], field: str) -> None:
     if "kind" in fields.get("data", {}):
         spec = job(program={"kind": "analysis", "query": AGES}, data=fields["data"])
     else:
-        spec = analysis(AGES, **fields)
+        query = fields.get("program", AGES)
+        spec = analysis(query, **{k: v for k, v in fields.items() if k != "program"})
 
     with pytest.raises(JobError) as refused:
         spec.check(HERE)

@@ -30,13 +30,18 @@ def site(
     return SiteColumns(Examples(x, y), Columns(names, 2, "y"), classes)
 
 
-def found(query: Query, sites: Sequence[SiteColumns]) -> Finding:
-    """What all rounds of ``query`` find, folded in the ring that a job would have."""
+def found(
+    query: Query, sites: Sequence[SiteColumns], later: Sequence[SiteColumns] | None = None
+) -> Finding:
+    """What all rounds of ``query`` find, folded in the ring that a job would have.
+
+    ``later`` are the sites that answer after the first round, if others than in it.
+    """
     ring = ring_of(sum(len(one) for one in sites), len(sites))
     state = Tally().init(query.blank())
     for round_ in range(1, query.num_rounds + 1):
         partial = Tally().zero(state)
-        for number, one in enumerate(sites):
+        for number, one in enumerate(sites if round_ == 1 or later is None else later):
             answer = query.answered(one, state.params)
             Tally().accumulate(partial, ModelUpdate(f"s{number}", round_, answer, 1), ring)
         state = ServerState(Tally().advance(state, partial, ring).params, round=round_)

@@ -151,6 +151,24 @@ def test_a_quantile_is_within_its_stated_bound(
         assert one.at_or_below[0] < rank <= one.at_or_below[1]
 
 
+@pytest.mark.parametrize("lost", [0, 1, 2])
+def test_a_quantile_that_sites_left_midway_says_who_answered_and_what_lies_where(
+    lost: int,
+) -> None:
+    query = Quantile(column="age", levels=(0.5,), low=0, high=64, bins=4)
+    sites = [site([1, 2, 3]), site([30, 31]), site([60, 61, 62])]
+    left = [one for number, one in enumerate(sites) if number != lost]
+
+    finding = found(query, sites, left)
+
+    assert isinstance(finding, QuantileFinding)
+    assert (finding.sites, finding.examples) == ((3, 2, 2), 8 - len(sites[lost]))
+    [one] = finding.levels
+    values = union([part.numbers("age").tolist() for part in left])
+    assert 16 <= one.low <= one.high <= 32  # where the median of all was found
+    assert one.at_or_below == ((values <= one.low).sum(), (values <= one.high).sum())
+
+
 def test_a_median_of_ten_thousand_is_found_in_three_rounds_to_a_millionth() -> None:
     rng = np.random.default_rng(5)
     ages = rng.normal(50, 10, 10_000).astype(np.float32)
