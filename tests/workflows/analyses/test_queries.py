@@ -169,6 +169,25 @@ def test_a_quantile_that_sites_left_midway_says_who_answered_and_what_lies_where
     assert one.at_or_below == ((values <= one.low).sum(), (values <= one.high).sum())
 
 
+def test_a_level_is_the_share_that_was_written() -> None:
+    """0.1 in binary is a little more than a tenth, and the first of ten is the tenth of them."""
+    query = Quantile(column="age", levels=(0.1,), low=0, high=16, bins=16)
+
+    finding = found(query, [site(range(1, 11))])
+
+    assert isinstance(finding, QuantileFinding)
+    assert finding.levels[0].value == pytest.approx(1, abs=0.01)
+
+
+def test_what_lies_on_a_bound_is_not_clipped() -> None:
+    query = Mean(columns=(Ranged(column="age", low=1, high=3),))
+
+    finding = found(query, [site([0, 1, 3, 4, 5])])
+
+    assert isinstance(finding, MeanFinding)
+    assert (finding.columns[0].below, finding.columns[0].above) == (1, 2)
+
+
 def test_a_median_of_ten_thousand_is_found_in_three_rounds_to_a_millionth() -> None:
     rng = np.random.default_rng(5)
     ages = rng.normal(50, 10, 10_000).astype(np.float32)
@@ -235,6 +254,13 @@ def test_numbers_are_heavy_hitters_as_they_are_written() -> None:
 
     assert isinstance(finding, HeavyHittersFinding)
     assert [(one.value, one.count) for one in finding.hitters] == [("0.1", 2), ("7", 2)]
+
+
+def test_zero_has_no_sign() -> None:
+    finding = found(Count(column="age", values=(0,)), [site([-0.0, -0.0]), site([0.0])])
+
+    assert isinstance(finding, CountFinding)
+    assert (finding.counts, finding.others) == ((3,), 0)
 
 
 def test_where_nothing_is_frequent_nothing_is_found() -> None:
