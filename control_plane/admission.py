@@ -47,6 +47,7 @@ from workflows.job import (
     JobSpec,
     Partitioned,
     Unsupported,
+    most_model_bytes,
 )
 from workflows.plan import compile_plan, plan_digest
 from workflows.run import Desired, Phase
@@ -127,7 +128,12 @@ def predict(admitted: Admitted, digest: str, steps: Mapping[str, tuple[str, ...]
     num_parameters = sum(math.prod(p.shape) for p in parameters)
     model_bytes = sum(math.prod(p.shape) * _item_bytes(p.dtype) for p in parameters)
     forms = [spec.codec.form(tuple(p.shape), np.dtype(p.dtype)) for p in parameters]
-    update_bytes = sum(form.size_bytes for form in forms)
+    update_bytes = sum(form.size_bytes for form in forms) + spec.local.epochs * facts.growth_bytes
+    travelled = (update_bytes + model_bytes) * spec.rounds
+    if facts.growth_bytes:  # of trees that are all full; the model is shorter in earlier rounds
+        last_bytes = most_model_bytes(spec, facts, spec.rounds)
+        travelled += (last_bytes - model_bytes) * (spec.rounds - 1) // 2
+        model_bytes = last_bytes
     ring_bytes = 8 * num_parameters
     # The server holds the model, its moments, the fold, and the models that sites at work have; a
     # worker the model, its gradient, an optimiser's memory and the update, and its part of the
@@ -142,7 +148,7 @@ def predict(admitted: Admitted, digest: str, steps: Mapping[str, tuple[str, ...]
         steps=steps,
         parameters=num_parameters,
         bytes_per_site_and_round={"up": update_bytes, "down": model_bytes},
-        bytes_total=(update_bytes + model_bytes) * spec.answers_a_round * spec.rounds,
+        bytes_total=travelled * spec.answers_a_round,
         memory_mb={"server": server_mb, "worker": worker_mb},
         epsilon=None,
     )

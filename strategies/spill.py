@@ -94,7 +94,12 @@ class KeptUpdate:
     dtype: np.dtype[np.signedinteger[Any]]
     places: Mapping[str, tuple[int, int]]
 
-    def write(self, layer: str, start: int, entries: NDArray[np.int64]) -> None:
+    @property
+    def sizes(self) -> dict[str, tuple[int, ...]]:
+        """Entries of each layer, as the shape of the flat layer."""
+        return {layer: (size,) for layer, (_, size) in self.places.items()}
+
+    def write(self, layer: str, start: int, entries: NDArray[np.signedinteger[Any]]) -> None:
         """Keep ``entries`` of a flat layer from ``start``, a multiple of 16."""
         position = self.places[layer][0] + start * self.dtype.itemsize
         self.vault.write(position, np.ascontiguousarray(entries, self.dtype))

@@ -71,6 +71,8 @@ class Partial:
         sites: Whose updates were folded.
         weight: Sum of the integer weights.
         population: Sites that the cohort was drawn from; 0 where all of them are in the fold.
+        model: That the updates answer; empty for folds that need not know it.
+        epochs: That the sites were asked to train.
     """
 
     round: int
@@ -80,6 +82,8 @@ class Partial:
     sites: set[str] = field(default_factory=set)
     weight: int = 0
     population: int = 0
+    model: Parameters = field(default_factory=dict)
+    epochs: int = 1
 
     @property
     def num_updates(self) -> int:
@@ -177,6 +181,9 @@ class Strategy(
         wants_root: Whether the server trains on clean data of its own, as ``ROOT``.
         local_optimizers: Which local optimisers the source's algorithm holds for: any, SGD with or
             without momentum, or SGD without.
+        model_kind: What a model is to it: arrays of real numbers whose shapes stay, or an ensemble
+            of trees that grows.
+        takes_turns: Whether one site a round trains, each in its turn.
     """
 
     is_coordinatewise: ClassVar[bool] = True
@@ -185,6 +192,8 @@ class Strategy(
     sums: ClassVar[tuple[str, ...]] = ()
     wants_root: ClassVar[bool] = False
     local_optimizers: ClassVar[Literal["any", "sgd", "plain-sgd"]] = "any"
+    model_kind: ClassVar[Literal["arrays", "trees"]] = "arrays"
+    takes_turns: ClassVar[bool] = False
 
     @property
     def min_updates(self) -> int:
@@ -528,9 +537,9 @@ def require_enough(partial: Partial, minimum: int) -> None:
 def digest_of_fold(partial: Partial) -> str:
     """Name of the fold's content: equal for every order, sharding, worker count and runtime.
 
-    It covers names and shapes of the layers, weight and number of updates, and every integer of
-    the sums (or, for kept updates, their sites and integers), in sorted order as little-endian
-    int64.
+    It covers names and shapes of the model's layers, weight and number of updates, and every
+    integer of the sums (or, for kept updates, their sites and integers), in sorted order as
+    little-endian int64.
     """
     layers = sorted(partial.shapes.items())
     sites = sorted(partial.kept)
@@ -539,7 +548,8 @@ def digest_of_fold(partial: Partial) -> str:
     for name in sorted(partial.sums):
         digest.update(np.ascontiguousarray(partial.sums[name], "<i8").reshape(-1).data)
     for site in sites:
-        for tile in tiles_of(partial.shapes, DIGEST_TILE):
-            kept = partial.kept[site].read(tile.layer, tile.start, tile.stop)
+        update = partial.kept[site]
+        for tile in tiles_of(update.sizes, DIGEST_TILE):
+            kept = update.read(tile.layer, tile.start, tile.stop)
             digest.update(kept.astype("<i8").data)
     return f"sha256:{digest.hexdigest()}"

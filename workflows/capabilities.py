@@ -57,7 +57,8 @@ class ProgramFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What running a program once in the sandbox showed.
 
     Attributes:
-        framework: ``torch`` or ``sklearn``; ``analysis`` for a query, which is no program.
+        framework: ``torch``, ``sklearn`` or ``xgboost``; ``analysis`` for a query, which is no
+            program.
         parameters: Its federated arrays, in the order of the model.
         frozen_bytes: Of the arrays beside them, which it builds anew wherever it runs and which
             neither change nor travel.
@@ -66,6 +67,8 @@ class ProgramFacts(msgspec.Struct, frozen=True, kw_only=True):
         own_train: True if it brings its own ``train``.
         uses_hooks: True if it declares that its ``train`` calls the hooks it is handed.
         own_optimizer: True if it brings its own ``optimizer``.
+        growth_bytes: Most by which one local epoch at one site lengthens the model, which is then
+            an ensemble of trees; 0 where arrays keep their shapes.
         import_s: Seconds to import it and build its model.
         summary: What it is, for people.
     """
@@ -78,6 +81,7 @@ class ProgramFacts(msgspec.Struct, frozen=True, kw_only=True):
     own_train: bool = False
     uses_hooks: bool = False
     own_optimizer: bool = False
+    growth_bytes: int = 0
     import_s: float = 0.0
     summary: str = ""
 

@@ -28,6 +28,8 @@ from workflows.capabilities import Capabilities, DatasetFacts, ProgramFacts, Run
 from workflows.codecs import AnyCodec, NoCodec
 from workflows.data.partitioners import AnyPartitioner, ByLabel, Dirichlet, Iid
 from workflows.selection import AnySelection, Uniform
+from workflows.selection.round_robin import RoundRobin
+from workflows.selection.weighted import Weighted
 
 Positive = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
@@ -385,8 +387,13 @@ MOST_KEPT_MB: Final = 1024
 """Most that simulated sites may keep or go by together: it is in the checkpoint of every round."""
 LARGEST_INTEGER: Final = 2**53 - 1
 CLASS_METRICS: Final = frozenset({"accuracy", "auroc"})
-FRAMEWORK_MB: Final[Mapping[str, int]] = {"torch": 512, "sklearn": 256, "analysis": 256}
-"""Below it a worker has no room beside its framework (measured resident: 330 and 180 MiB), or
+FRAMEWORK_MB: Final[Mapping[str, int]] = {
+    "torch": 512,
+    "sklearn": 256,
+    "xgboost": 256,
+    "analysis": 256,
+}
+"""Below it a worker has no room beside its framework (measured resident: 330, 180, 170 MiB), or
 beside what reads the data, which an analysis needs as well."""
 BUILTIN_METRICS: Final = CLASS_METRICS | {"mse"}
 
@@ -495,6 +502,7 @@ def _require_program(spec: JobSpec, capabilities: Capabilities) -> None:
             "does not say that it calls the hooks it is handed",
             "use fedavg, or call config.hooks in train and declare hooks = true in program.toml",
         )
+    _require_trees(spec, facts)
     _require_local_optimizer(spec, facts)
     if facts.framework == "sklearn":
         _require_plain_sgd(spec)
@@ -505,6 +513,7 @@ def _require_program(spec: JobSpec, capabilities: Capabilities) -> None:
             f"raise limits.memory_mb to {needed} or more",
         )
     _require_room_for_memories(spec, facts)
+    _require_room_for_trees(spec, facts)
     size = _size_bytes(facts) * _models_in_answer(spec)
     if not spec.program.config and size > spec.limits.output_mb << 20:
         raise Inconsistent(
@@ -512,6 +521,61 @@ def _require_program(spec: JobSpec, capabilities: Capabilities) -> None:
             f"a site's answer takes {size} bytes, more than {spec.limits.output_mb} MiB",
             f"raise limits.output_mb to {-(-size >> 20)}",
         )
+
+
+def _require_trees(spec: JobSpec, facts: ProgramFacts) -> None:
+    """Trees are grown by what can grow them, and nothing else of the job reaches into them."""
+    kind, grows = _kind(spec.strategy), spec.strategy.model_kind == "trees"
+    if grows != (facts.framework == "xgboost"):
+        raise Inconsistent(
+            ("strategy.kind", "program"),
+            f"{kind} appends trees, and the program is in {facts.framework}"
+            if grows
+            else f"the program's model is an ensemble of trees, of which {kind} can make no mean",
+            "use a program in xgboost, as digits-xgb" if grows else "use xgb-bagging or xgb-cyclic",
+        )
+    if not grows:
+        return
+    if spec.privacy:
+        problem = f"{_kind(spec.privacy[0])} is made for sums, and {kind} appends trees"
+        raise Inconsistent(("privacy[0].kind", "strategy.kind"), problem, "leave privacy out")
+    if not isinstance(spec.codec, NoCodec):
+        problem = f"{_kind(spec.codec)} is made for real numbers, and trees travel as text"
+        raise Inconsistent(("codec.kind", "strategy.kind"), problem, "use the codec none")
+    usual = Local()
+    for field in ("optimizer", "batch_size"):
+        if getattr(spec.local, field) != getattr(usual, field):
+            raise Inconsistent(
+                (f"local.{field}", "program"),
+                "trees are grown on all examples at once, by the rate (eta) that build() sets",
+                f"leave local.{field} out",
+            )
+    if isinstance(spec.cohort.selection, Weighted):
+        raise Inconsistent(
+            ("cohort.selection.kind", "strategy.kind"),
+            f"{kind} has no mean in which a site that is drawn twice could count twice",
+            "use the selection uniform",
+        )
+
+
+def _require_room_for_trees(spec: JobSpec, facts: ProgramFacts) -> None:
+    """The last round's ensemble is within what a model may take, if every tree were full."""
+    if not facts.growth_bytes or spec.program.config:
+        return
+    size = most_model_bytes(spec, facts, spec.rounds)
+    if size > spec.limits.output_mb << 20:
+        raise Inconsistent(
+            ("limits.output_mb", "program"),
+            f"after {spec.rounds} rounds the trees may take {size} bytes, more than "
+            f"{spec.limits.output_mb} MiB",
+            f"raise limits.output_mb to {-(-size >> 20)}, or ask for fewer rounds or smaller trees",
+        )
+
+
+def most_model_bytes(spec: JobSpec, facts: ProgramFacts, rounds: int) -> int:
+    """Most bytes that the global model takes after ``rounds`` rounds."""
+    each = spec.local.epochs * facts.growth_bytes
+    return _size_bytes(facts) + rounds * spec.most_updates * each
 
 
 def _require_room_for_memories(spec: JobSpec, facts: ProgramFacts) -> None:
@@ -656,6 +720,14 @@ def _require_cohort(spec: JobSpec, _: Capabilities) -> None:
     if spec.cohort.minimum > size:
         problem = f"{spec.cohort.minimum} updates cannot come from {size} sites"
         raise Inconsistent(("cohort.minimum", "cohort.size"), problem, f"ask for at most {size}")
+    if spec.strategy.takes_turns and (
+        size > 1 or not isinstance(spec.cohort.selection, RoundRobin)
+    ):
+        raise Inconsistent(
+            ("cohort", "strategy.kind"),
+            f"{_kind(spec.strategy)} trains at one site a round, each in its turn",
+            "use cohort {size: 1, selection: {kind: round-robin}}",
+        )
     if size < spec.strategy.min_updates:
         needed = spec.strategy.min_updates
         problem = f"{_kind(spec.strategy)} needs {needed} updates a round, {size} can come"
@@ -727,6 +799,11 @@ def _require_init(spec: JobSpec, capabilities: Capabilities) -> None:
         problem = "no model with this digest is known here"
         raise Unsupported(("init.digest",), problem, "copy the digest of a model you may see")
     wanted = _program(spec, capabilities).parameters
+    if spec.strategy.model_kind == "trees":  # whose length grows; the run looks into them
+        given, wanted = (
+            tuple(msgspec.structs.replace(p, shape=(0,)) for p in parameters)
+            for parameters in (given, wanted)
+        )
     differing = set(given) ^ set(wanted)
     if differing and not spec.program.config:
         names = ", ".join(sorted({parameter.name for parameter in differing})[:5])

@@ -85,7 +85,7 @@ class ProgramManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     Attributes:
         name: Of the program, for people and file names.
         summary: What it is, in one line.
-        framework: What ``build()`` returns a model of.
+        framework: What ``build()`` returns a model of, or for XGBoost the parameters.
         dependencies: Packages it imports beyond the framework and numpy; they must be in the
             runtime's environment.
         metrics: Names that its ``evaluate`` reports, and whether more or less is better.
@@ -98,7 +98,7 @@ class ProgramManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """
 
     name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=100)]
-    framework: Literal["torch", "sklearn"]
+    framework: Literal["torch", "sklearn", "xgboost"]
     summary: Annotated[str, Meta(max_length=500)] = ""
     dependencies: tuple[Annotated[str, Meta(pattern=r"^[A-Za-z0-9][\w.-]*$")], ...] = ()
     metrics: Mapping[

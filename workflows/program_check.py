@@ -16,6 +16,7 @@ import numpy as np
 
 from strategies import FedAvg
 from strategies.fedprox import FedProx
+from strategies.xgb_bagging import XgbBagging
 from translation import TranslationError
 from workflows.capabilities import ProgramFacts
 from workflows.causes import Cause
@@ -141,6 +142,11 @@ def _require_shape(manifest: ProgramManifest) -> None:
 
 def _in_words(facts: ProgramFacts) -> str:
     count = sum(int(np.prod(p.shape, dtype=np.int64)) for p in facts.parameters)
+    if facts.growth_bytes:
+        return (
+            f"{facts.framework} ensemble that a local epoch lengthens by at most "
+            f"{facts.growth_bytes:,} bytes, built in {facts.import_s:.2f} s"
+        )
     base = f" that travel, on a frozen base of {facts.frozen_bytes:,} bytes"
     return (
         f"{facts.framework} model with {count:,} parameters in {len(facts.parameters)} arrays"
@@ -164,6 +170,7 @@ class _Trial:
         self._program = program
         self._work = scratch / "work"
         self._config = config
+        self._strategy = XgbBagging() if manifest.framework == "xgboost" else FedAvg()
         self._metrics = ("accuracy" if manifest.classes else "mse", *manifest.metrics)
 
     def load(self) -> ProgramFacts:
@@ -187,7 +194,8 @@ class _Trial:
         yield self._repeatable(params, first[0].arrays)
         if facts.own_train and facts.framework == "torch":
             yield self._hooked(params, first[0].arrays)
-        trained = {name: params[name] + delta for name, delta in first[0].arrays.items()}
+        strategy = self._strategy
+        trained = strategy.step(strategy.init(params), first[0].arrays).params
         yield self._measured(trained)
         yield self._exported(trained)
 
@@ -209,7 +217,7 @@ class _Trial:
             site=site,
             model=self._pool.broadcast(params),
             local=LOCAL,
-            strategy=FedProx(mu=mu) if mu else FedAvg(),
+            strategy=FedProx(mu=mu) if mu else self._strategy,
             seed=TOY_SEED,
         )
         return self._ask("training", task)

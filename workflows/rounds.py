@@ -260,6 +260,7 @@ def _run_round(
 
     partial = spec.strategy.zero(before.state)
     partial.population = len(federation.sites)
+    partial.epochs = spec.local.epochs
     offered = spec.strategy.offer(before.state)
     root = _ask_root(folder, federation, before, offered, partial) if drawn.sites else UNSET
     if at_work is None:
@@ -688,6 +689,10 @@ def _step(spec: JobSpec, state: ServerState, partial: Partial) -> ServerState:
     if not all(np.isfinite(x).all() for x in after.params.values()):
         detail = "the global model overflowed in the server's step; lower the server learning rate"
         raise StepError(_at(CauseCode.UPDATE_NOT_FINITE, detail, partial.round))
+    if (size := _num_bytes(after.params)) > spec.limits.output_mb << 20:
+        detail = f"the model has grown to {size} bytes, of limits.output_mb = "
+        detail += f"{spec.limits.output_mb}"
+        raise StepError(_at(CauseCode.PROGRAM_OUTPUT_TOO_LARGE, detail, partial.round))
     return after
 
 

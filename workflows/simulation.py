@@ -14,6 +14,14 @@ from typing import Any, Final
 import msgspec
 
 from strategies import Parameters
+from strategies.forest import (
+    MOST_ROUNDS,
+    ForestInvalid,
+    content_of,
+    forest_of,
+    layer_of,
+    read_growth,
+)
 from workflows.capabilities import ProgramFacts
 from workflows.causes import Cause, CauseCode
 from workflows.checkpoint import (
@@ -175,12 +183,18 @@ def beginning(folder: StepFolder, simulation: Simulation) -> Checkpoint:
         SiteFailure: The program did not build its model.
     """
     params: Parameters
-    if isinstance(folder.plan.spec.init, FromModel):
-        params = _given(_require_input(folder, "init.safetensors"), simulation.facts)
-    else:
+    spec = folder.plan.spec
+    starts_anew = not isinstance(spec.init, FromModel)
+    if starts_anew or spec.strategy.model_kind == "trees":
         built = simulation.pool.call(Initial()).result().arrays
         params = {name: built[name] for name in sorted(built)}  # as a checkpoint has them
-    return Checkpoint(folder.plan.spec.strategy.init(params))
+    if not starts_anew:
+        path = _require_input(folder, "init.safetensors")
+        if spec.strategy.model_kind == "trees":
+            params = _given_trees(path, params)
+        else:
+            params = _given(path, simulation.facts)
+    return Checkpoint(spec.strategy.init(params))
 
 
 def federation_of(simulation: Simulation, exchange: Exchange) -> Federation:
@@ -217,12 +231,26 @@ def record(folder: StepFolder) -> tuple[Checkpoint | None, list[RoundTranscript]
     return checkpoint, transcripts
 
 
-def _given(path: Path, facts: ProgramFacts) -> Parameters:
-    """The model to start from, if it is one of this program."""
+def _read(path: Path) -> Parameters:
     try:
-        params = read_model(path.read_bytes())
+        return read_model(path.read_bytes())
     except CheckpointUnreadable as error:
         raise StepError(Cause(code=CauseCode.INPUT_MISSING, detail=str(error))) from error
+
+
+def _given_trees(path: Path, built: Parameters) -> Parameters:
+    """The ensemble to start from, if its trees are such as this program's ``built`` one takes."""
+    try:
+        empty, content = forest_of(built), content_of(_read(path))
+        return layer_of(read_growth(content, empty, MOST_ROUNDS))
+    except ForestInvalid as error:
+        detail = f"init.model: {error}"
+        raise StepError(Cause(code=CauseCode.UPDATE_INCOMPATIBLE, detail=detail)) from error
+
+
+def _given(path: Path, facts: ProgramFacts) -> Parameters:
+    """The model to start from, if it is one of this program."""
+    params = _read(path)
     found = {name: (x.shape, x.dtype.name) for name, x in params.items()}
     if found != {p.name: (tuple(p.shape), p.dtype) for p in facts.parameters}:
         detail = "init.model has other layers than the program builds"

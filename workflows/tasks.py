@@ -148,7 +148,7 @@ class Load(Task, frozen=True, tag="load"):
 
     answered_by: ClassVar[type[Answer]] = Done
     clock: ClassVar[Clock] = "import_s"
-    framework: Literal["torch", "sklearn"]
+    framework: Literal["torch", "sklearn", "xgboost"]
 
 
 class Prepare(Task, frozen=True, tag="prepare"):

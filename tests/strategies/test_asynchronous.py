@@ -215,7 +215,7 @@ def test_no_site_changes_the_sum_by_more_than_the_sensitivity(
     strategy.accumulate(partial, answers([(norm, asked, 1000)])[0], RING)
 
     assert abs(int(partial.sums["w"])) / RING.scale <= (
-        strategy.sensitivity(norm, 1000)["delta"] + 2**-24
+        strategy.sensitivity(norm, 1000).parts["delta"] + 2**-24
     )
 
 

@@ -100,6 +100,8 @@ def test_every_strategy_has_the_kind_that_a_job_names() -> None:
         "scaffold",
         "tally",
         "trimmed-mean",
+        "xgb-bagging",
+        "xgb-cyclic",
     ]
 
 

@@ -27,7 +27,9 @@ RING = Ring(fraction_bits=30, magnitude=2.0**12, max_weight=50)
 CLIP = 2.0
 MOST = 2.0**16
 """Of a number that is folded beside the arrays."""
-SPECIMENS: dict[str, Strategy] = {tag: kind() for tag, kind in KINDS.items()} | {
+SPECIMENS: dict[str, Strategy] = {
+    tag: kind() for tag, kind in KINDS.items() if kind.model_kind == "arrays"
+} | {
     "median of buckets": CoordinateMedian(bucket_size=2),
     "krum of buckets": Krum(bucket_size=2),
     "three of many": MultiKrum(num_malicious=1, num_selected=3),

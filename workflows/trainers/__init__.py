@@ -38,6 +38,10 @@ def load_trainer(
         from workflows.trainers.sklearn_trainer import SklearnTrainer
 
         return SklearnTrainer(program, config, seed, shape)
+    if manifest.framework == "xgboost":
+        from workflows.trainers.xgboost_trainer import XgboostTrainer
+
+        return XgboostTrainer(program, config, seed, shape)
     from workflows.trainers.torch_trainer import TorchTrainer
 
     return TorchTrainer(program, config, seed, shape)

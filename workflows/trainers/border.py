@@ -35,6 +35,7 @@ COMMON_PACKAGES: Final = (
     "torch",
     "torchvision",
     "sklearn",
+    "xgboost",
     "scipy",
     "pandas",
     "safetensors",
@@ -274,6 +275,22 @@ def require_metrics(program: Program, metrics: Sequence[str]) -> None:
         if name not in BUILT_IN_METRICS and name not in declared:
             known = ", ".join([*BUILT_IN_METRICS, *declared])
             raise refusal(f"metric `{name}` is unknown; there are {known}")
+
+
+def metrics_of_program(
+    program: Program, model: object, batch: tuple[np.ndarray, np.ndarray], declared: Sequence[str]
+) -> dict[str, float]:
+    """What the program's own ``evaluate`` says of ``model`` on arrays; not asked for nothing.
+
+    Raises:
+        ProgramError: It raised, or leaves out a metric that it declares.
+    """
+    if not declared:
+        return {}
+    values = program.call("evaluate", model, batch)
+    if not isinstance(values, Mapping) or not set(declared) <= set(values):
+        raise refusal(f"evaluate() must return a dict with {', '.join(declared)}")
+    return {name: require_number(values[name], name) for name in declared}
 
 
 def require_number(value: object, name: str) -> float:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from sklearn.base import BaseEstimator, clone, is_classifier
+from sklearn.base import clone, is_classifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Perceptron, SGDClassifier, SGDRegressor
 from sklearn.metrics import log_loss
@@ -32,6 +32,7 @@ from workflows.trainers.border import (
     arguments_of_build,
     delta_of,
     developer_code,
+    metrics_of_program,
     parameters_of,
     refusal,
     require_metrics,
@@ -128,7 +129,7 @@ class SklearnTrainer:
         estimator = self._with(params)
         x, y = _table(examples.x), np.array(examples.y)
         declared = [name for name in metrics if name in self._program.manifest.metrics]
-        values = self._measure(estimator, x, y, declared)
+        values = metrics_of_program(self._program, estimator, (x, y), declared)
         wanted = [name for name in metrics if name not in declared and name != "loss"]
         if wanted:
             is_classes = is_classifier(estimator)
@@ -193,20 +194,6 @@ class SklearnTrainer:
             return None
         labels = np.arange(self._shape.classes)
         return require_number(log_loss(y, estimator.predict_proba(x), labels=labels), "loss")
-
-    def _measure(
-        self,
-        estimator: BaseEstimator,
-        x: np.ndarray,
-        y: np.ndarray,
-        declared: Sequence[str],
-    ) -> dict[str, float]:
-        if not declared:
-            return {}
-        values = self._program.call("evaluate", estimator, (x, y))
-        if not isinstance(values, Mapping) or not set(declared) <= set(values):
-            raise refusal(f"evaluate() must return a dict with {', '.join(declared)}")
-        return {name: require_number(values[name], name) for name in declared}
 
 
 def _require_supported(estimator: object, classes: int) -> None:

@@ -19,8 +19,9 @@ from workflows.trainers import load_trainer
 DIGITS = Path(__file__).parents[3] / "examples" / "digits.yaml"
 
 
-def test_there_are_three_builtin_programs() -> None:
-    assert set(BUILTIN) == {"digits-cnn", "digits-lora", "digits-mlp"}
+def test_there_are_five_builtin_programs() -> None:
+    names = {"breast-cancer-xgb", "digits-cnn", "digits-lora", "digits-mlp", "digits-xgb"}
+    assert set(BUILTIN) == names
     with pytest.raises(KeyError):
         builtin_folder("digits-rnn")
 
