@@ -39,7 +39,7 @@ program: {kind: builtin, name: digits-mlp}
 data: {kind: partitioned, dataset: digits}
 rounds: 2
 """
-HEAVY = ("torch", "flwr", "sklearn", "onnx", "onnxruntime", "ray", "matplotlib")
+HEAVY = ("torch", "flwr", "sklearn", "xgboost", "onnx", "onnxruntime", "ray", "matplotlib")
 STORY = (
     message(1, "job.submitted", name="digits"),
     message(2, "round.finished", **round_fields(1)),

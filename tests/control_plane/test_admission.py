@@ -22,6 +22,7 @@ from sharing.object_store import digest_of
 from strategies import FedAvg
 from strategies.fedbuff import FedBuff
 from strategies.tally import Tally
+from strategies.xgb_bagging import XgbBagging
 from tests.control_plane.conftest import People, job_spec
 from workflows.analyses.quantile import Quantile
 from workflows.arrivals import Virtual
@@ -340,6 +341,21 @@ async def test_a_dry_run_counts_the_answers_of_a_buffer(
 
     each = sum(found.bytes_per_site_and_round.values())
     assert found.bytes_total == each * 3 * 7
+
+
+async def test_a_dry_run_counts_trees_as_full_ones(platform: Platform, admin: Principal) -> None:
+    spec = msgspec.structs.replace(
+        job_spec(program=Builtin(name="digits-xgb"), rounds=3), strategy=XgbBagging()
+    )
+    facts = BUILTIN["digits-xgb"]
+
+    found = await dry_run(platform, admin, spec)
+
+    empty, sites = facts.parameters[0].shape[0], spec.cohort_size
+    up = empty + spec.local.epochs * facts.growth_bytes
+    models = [empty + k * sites * spec.local.epochs * facts.growth_bytes for k in range(4)]
+    assert found.bytes_per_site_and_round == {"up": up, "down": models[3]}
+    assert found.bytes_total == sites * (3 * up + sum(models[:3]))
 
 
 async def test_what_was_admitted_survives_a_new_process(

@@ -21,7 +21,7 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 PATIENCE_S = 30.0
 FORBIDDEN = (
-    *("torch", "flwr", "sklearn", "onnx", "onnxruntime", "ray", "matplotlib", "opacus"),
+    *("torch", "flwr", "sklearn", "xgboost", "onnx", "onnxruntime", "ray", "matplotlib", "opacus"),
     *("scipy", "pyarrow", "tenseal"),
 )
 JOB = {

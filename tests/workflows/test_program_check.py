@@ -75,6 +75,18 @@ def test_a_scikit_learn_program_passes_every_check(tmp_path: Path) -> None:
     assert [p.shape for p in report.facts.parameters] == [(1, 3), (1,)]
 
 
+def test_an_xgboost_program_passes_every_check(tmp_path: Path) -> None:
+    code = "def build(eta=0.3):\n    return {'eta': eta, 'max_depth': 2}\n"
+    program = write(tmp_path / "p", code, framework="xgboost")
+
+    report = check_program(program, tmp_path / "scratch")
+
+    assert report.ok, report.findings
+    assert "lengthens by at most 1,408 bytes" in report.findings[1].found
+    assert report.facts is not None
+    assert report.facts.growth_bytes == 512 + 128 * 7
+
+
 def test_a_template_is_not_written_over_anything(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")

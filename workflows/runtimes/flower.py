@@ -2,6 +2,7 @@
 # requires-python = ">=3.11,<3.12"
 # dependencies = [
 #   "flwr>=1.41,<1.42", "numpy", "msgspec", "safetensors", "torch==2.13.0", "scikit-learn",
+#   "xgboost-cpu",
 # ]
 #
 # [tool.foedus]

@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.11,<3.12"
-# dependencies = ["numpy", "msgspec", "safetensors", "torch==2.13.0", "scikit-learn"]
+# dependencies = ["numpy", "msgspec", "safetensors", "torch==2.13.0", "scikit-learn", "xgboost-cpu"]
 #
 # [tool.foedus]
 # summary = "No framework: real rounds over local workers. The oracle that the others must equal."
