@@ -34,6 +34,7 @@ class Asynchronous(Strategy, frozen=True):
         raise NotImplementedError
 
     def accumulate(self, partial: Partial, update: ModelUpdate, ring: Ring) -> Partial:
+        ring.require_weight(update)
         require_first(partial, update)
         staleness = partial.round - update.round
         if staleness < 0 or update.round < 1:

@@ -46,7 +46,7 @@ from strategies.strategy import (
     require_enough,
     require_expected,
 )
-from strategies.update import Incompatible, ModelUpdate, NotFinite, OutOfRing, Parameters
+from strategies.update import Incompatible, ModelUpdate, NotFinite, Parameters
 
 
 class XgbBagging(Strategy, frozen=True, tag="xgb-bagging"):
@@ -71,9 +71,7 @@ class XgbBagging(Strategy, frozen=True, tag="xgb-bagging"):
                 rounds, of another round, or a second update of the same site.
         """
         require_expected(partial, update)
-        if not 1 <= update.num_examples <= ring.max_weight:
-            reason = f"weight {update.num_examples} is not in 1..{ring.max_weight}"
-            raise OutOfRing(update.site, reason)
+        ring.require_weight(update)
         content = np.frombuffer(_growth(partial, update).write(), np.int8)
         kept = partial.kept.open({LAYER: content.shape}, content.dtype)
         kept.write(LAYER, 0, content)

@@ -67,4 +67,5 @@ def test_a_site_that_answers_more_than_there_is_is_refused() -> None:
 
 
 def test_what_one_site_changes_is_what_it_answers() -> None:
-    assert Tally().sensitivity(clip_norm=3.0, max_weight=100) == {"delta": 3.0}
+    stated = Tally().sensitivity(clip_norm=3.0, max_weight=100)
+    assert (stated.of, stated.parts["delta"]) == ("sum", 3.0)
