@@ -19,7 +19,7 @@ from clients.resources import (
     User,
     Visibility,
 )
-from control_plane.authorisation import Action, Relation, may
+from control_plane.authorisation import Action, Relation, may, relation_of
 from control_plane.ids import hash_of_token, new_id, new_token
 from control_plane.pages import Slice, cut
 from control_plane.platform import Platform
@@ -208,7 +208,9 @@ async def _is_host(platform: Platform, who: Principal) -> bool:
     first = await platform.database.one_or_none(
         select(ORGANISATION.c.id).order_by(ORGANISATION.c.id).limit(1)
     )
-    relation = Relation.OWNER if first and first.id == who.organisation else Relation.STRANGER
+    if first is None:
+        return False
+    relation = relation_of(who, first.id, is_partner=False)
     return may(who.roles, Action.MANAGE_ORGANISATIONS, relation)
 
 

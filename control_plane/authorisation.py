@@ -64,8 +64,14 @@ def may(roles: frozenset[Role], action: Action, relation: Relation) -> bool:
             return False
 
 
-def relation_of(who: Principal, owner: str, members: frozenset[str]) -> Relation:
-    """How ``who`` stands to a thing of ``owner`` in a collaboration of ``members``."""
+def relation_of(who: Principal, owner: str, *, is_partner: bool) -> Relation:
+    """How ``who`` stands to a thing of ``owner``.
+
+    Args:
+        who: Asks.
+        owner: Organisation that the thing belongs to.
+        is_partner: Whether their organisations are in the collaboration that the thing is part of.
+    """
     if who.organisation == owner:
         return Relation.OWNER
-    return Relation.PARTNER if who.organisation in members else Relation.STRANGER
+    return Relation.PARTNER if is_partner else Relation.STRANGER

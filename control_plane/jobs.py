@@ -12,7 +12,7 @@ from sqlalchemy import Row, bindparam, delete, func, select
 
 from clients.identity import Principal
 from clients.resources import Artifact, Event, Job, Round
-from control_plane.authorisation import Action, Relation, may
+from control_plane.authorisation import Action, may, relation_of
 from control_plane.event_hub import CLOSED, Told, encode
 from control_plane.journal import Fact, load, record
 from control_plane.objects import release
@@ -275,7 +275,8 @@ async def _see(platform: Platform, who: Principal, job: str) -> tuple[Row[Any], 
 
 
 def _require(who: Principal, action: Action, row: Row[Any], deed: str) -> None:
-    relation = Relation.OWNER if row.organisation == who.organisation else Relation.PARTNER
+    """Refuse ``action`` on a job that ``who`` sees, and so is of its collaboration."""
+    relation = relation_of(who, row.organisation, is_partner=True)
     if not may(who.roles, action, relation):
         raise Forbidden(f"your roles do not allow you to {deed}")
 

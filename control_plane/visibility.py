@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from clients.identity import Principal
 from clients.resources import CauseView, Event, Job, Model, Round, Visibility
-from control_plane.authorisation import Action, Relation, may
+from control_plane.authorisation import Action, Relation, may, relation_of
 
 A_SITE: Final = "a site"
 _WAITS_FOR_SITES: Final = "its sites"
@@ -41,12 +41,11 @@ FULL: Final = Sight(models=True, metrics=True, site_names=True, evidence=True)
 
 
 def sight_of(who: Principal, owner: str, visibility: Visibility) -> Sight:
-    """What ``who`` sees of a job of ``owner``; an organisation sees all of its own."""
-    own = who.organisation == owner
-    relation = Relation.OWNER if own else Relation.PARTNER
+    """What ``who``, of its collaboration, sees of a job of ``owner``; of its own, all."""
+    relation = relation_of(who, owner, is_partner=True)
 
     def listed(organisations: tuple[str, ...]) -> bool:
-        return own or not organisations or who.organisation in organisations
+        return relation is Relation.OWNER or not organisations or who.organisation in organisations
 
     return Sight(
         models=listed(visibility.models),

@@ -41,9 +41,15 @@ def test_roles_add_up_and_none_is_nothing(action: Action, relation: Relation) ->
 
 
 @pytest.mark.parametrize(
-    ("organisation", "expected"), [("a", "owner"), ("b", "partner"), ("c", "stranger")]
+    ("organisation", "is_partner", "expected"),
+    [
+        ("a", True, "owner"),
+        ("a", False, "owner"),
+        ("b", True, "partner"),
+        ("b", False, "stranger"),
+    ],
 )
-def test_a_caller_stands_to_a_job_as(organisation: str, expected: str) -> None:
+def test_a_caller_stands_to_a_thing_as(organisation: str, is_partner: bool, expected: str) -> None:
     who = Principal(user="u", name="u", organisation=organisation, roles=frozenset())
 
-    assert relation_of(who, "a", frozenset({"a", "b"})) == expected
+    assert relation_of(who, "a", is_partner=is_partner) == expected
