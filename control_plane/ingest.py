@@ -129,8 +129,10 @@ async def take_events(
     return fresh[-1].number
 
 
-async def stat_object(platform: Platform, attempt: Attempt, digest: Digest) -> StoredObject:
-    """Size of one of the job's objects, or of what the attempt is laid.
+async def get_object(
+    platform: Platform, attempt: Attempt, digest: Digest
+) -> tuple[StoredObject, AsyncIterator[bytes]]:
+    """One of the job's objects, or of what the attempt is laid, with its bytes.
 
     Raises:
         ObjectMissing: There is none that this attempt may know of.
@@ -143,17 +145,7 @@ async def stat_object(platform: Platform, attempt: Attempt, digest: Digest) -> S
         )
         if known is None:
             raise ObjectMissing(digest)
-    return await platform.store.stat(digest)
-
-
-async def get_object(platform: Platform, attempt: Attempt, digest: Digest) -> AsyncIterator[bytes]:
-    """The bytes of one of the job's objects, or of what the attempt is laid.
-
-    Raises:
-        ObjectMissing: There is none that this attempt may know of.
-    """
-    await stat_object(platform, attempt, digest)
-    return platform.store.get(digest)
+    return await platform.store.stat(digest), platform.store.get(digest)
 
 
 async def put_object(

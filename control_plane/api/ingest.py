@@ -75,9 +75,9 @@ async def post_events(request: Call, data: JSONBody[StepEvents]) -> Acknowledged
 async def fetch_object(request: Call, digest: FromPath[str]) -> Response[Any]:
     """Fetch an input of the plan, or an object of the same job."""
     platform = request.service.platform
-    stored = await ingest.stat_object(platform, request.attempt, _checked(digest))
+    stored, chunks = await ingest.get_object(platform, request.attempt, _checked(digest))
     return Stream(
-        platform.store.get(stored.digest),
+        chunks,
         media_type="application/octet-stream",
         headers={"Content-Length": str(stored.size_bytes)},
     )

@@ -90,8 +90,8 @@ class Wrapper:
             platform, self.credentials.token, self.plan.job, self.plan.attempt
         )
         for name, digest in self.plan.inputs.items():
-            chunks = [chunk async for chunk in await get_object(platform, attempt, digest)]
-            self.laid[name] = b"".join(chunks)
+            _, chunks = await get_object(platform, attempt, digest)
+            self.laid[name] = b"".join([chunk async for chunk in chunks])
         resumed = int(self.laid.get("checkpoint.safetensors", b"checkpoint 0").split()[1])
         self.requests += self._federate(resumed)
         if self.fails_with is not None:

@@ -12,7 +12,6 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from workflows.capabilities import DatasetFacts
 from workflows.data.datasets import BUNDLED
 from workflows.data.examples import DataError, Examples
 from workflows.data.labels import Class, Labels
@@ -163,18 +162,6 @@ def bundled(name: str) -> tuple[np.ndarray, Labels]:
         return x, Labels(content.target.astype(np.float32), ())
     classes = tuple(n if isinstance(n, str) else int(n) for n in content.target_names.tolist())
     return x, Labels(content.target.astype(np.int64), classes)
-
-
-def facts_of(name: str) -> DatasetFacts:
-    """What ``BUNDLED`` must say of a set, from the set itself."""
-    x, labels = bundled(name)
-    return DatasetFacts(
-        num_examples=len(x),
-        features=x.shape[1:],
-        num_classes=len(labels.classes),
-        summary=BUNDLED[name].summary,
-        columns=BUNDLED[name].columns,
-    )
 
 
 def _uploaded(inputs: Path) -> Path:

@@ -9,7 +9,7 @@ from sklearn import datasets
 from workflows.data.datasets import BUNDLED
 from workflows.data.examples import DataError, PartitionError
 from workflows.data.partitioners import Dirichlet, Iid
-from workflows.data.preparation import Prepared, facts_of, open_prepared, prepare
+from workflows.data.preparation import Prepared, bundled, open_prepared, prepare
 from workflows.job import Partitioned
 
 
@@ -33,7 +33,11 @@ def numbers(x: np.ndarray) -> list[int]:
 
 @pytest.mark.parametrize("name", BUNDLED)
 def test_the_constant_facts_of_a_bundled_set_are_its_facts(name: str) -> None:
-    assert facts_of(name) == BUNDLED[name]
+    x, labels = bundled(name)
+    facts = BUNDLED[name]
+
+    assert (facts.num_examples, facts.features) == (len(x), x.shape[1:])
+    assert facts.num_classes == len(labels.classes)
 
 
 @pytest.mark.parametrize("name", set(BUNDLED) - {"digits"})
