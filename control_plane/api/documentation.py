@@ -17,7 +17,7 @@ from litestar import Litestar, Request, Response, Router, get
 from litestar.enums import MediaType
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi.config import OpenAPIConfig
-from litestar.openapi.plugins import OpenAPIRenderPlugin, SwaggerRenderPlugin
+from litestar.openapi.plugins import OpenAPIRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 from litestar.routes import HTTPRoute
 
@@ -31,6 +31,7 @@ from control_plane.api.event_stream import MEDIA_TYPE as EVENT_STREAM
 from control_plane.api.event_stream import encode
 from control_plane.api.examples import BODIES, EVENT, FURTHER, PAGES
 from control_plane.api.ranges import RangeNotSatisfiable
+from control_plane.api.reference import page
 from control_plane.api.requests import BodyTooLarge
 from control_plane.refusals import NotFound
 
@@ -74,11 +75,9 @@ def openapi_json(request: Request[Any, Any, Any]) -> Response[bytes]:
 
 
 @get("/docs", include_in_schema=False, opt=dict(PUBLIC), sync_to_thread=False)
-def docs(request: Request[Any, Any, Any]) -> Response[bytes]:
-    """A page to read and try the API."""
-    document: dict[str, Any] = msgspec.json.decode(describe(request.app))
-    page = SwaggerRenderPlugin(favicon="").render(request, document)
-    return Response(page, media_type=MediaType.HTML)
+def docs(request: Request[Any, Any, Any]) -> Response[str]:
+    """A page to read."""
+    return Response(page(msgspec.json.decode(describe(request.app))), media_type=MediaType.HTML)
 
 
 HANDLERS: Final = (openapi_json, docs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from html.parser import HTMLParser
 from typing import Any
 
 import msgspec
@@ -193,11 +194,40 @@ def test_the_description_is_where_tools_look(
     assert server.client.get(path).json() == document
 
 
-def test_the_page_of_the_description_is_there(server: Server) -> None:
+def test_the_page_shows_every_route_and_type_and_fetches_nothing(
+    server: Server, document: dict[str, Any]
+) -> None:
     answer = server.client.get("/docs")
 
+    ids, links = Page.read(answer.text)
+    shown = {operation["operationId"] for _, _, operation in operations(document)}
     assert answer.headers["content-type"].startswith("text/html")
-    assert "swagger" in answer.text
+    assert shown | set(document["components"]["schemas"]) <= set(ids)
+    assert len(ids) == len(set(ids))
+    assert {link for link in links if not link.startswith("#")} == {"openapi.json"}
+    assert {link[1:] for link in links if link.startswith("#")} <= set(ids)
+    assert "src=" not in answer.text
+    assert "<script" not in answer.text
+
+
+class Page(HTMLParser):
+    """The ids and links of a page whose elements are closed in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.links: list[str] = []
+
+    @classmethod
+    def read(cls, text: str) -> tuple[list[str], list[str]]:
+        page = cls()
+        page.feed(text)
+        return page.ids, page.links
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        named = dict(attrs)
+        self.ids += [named["id"]] if named.get("id") else []
+        self.links += [named["href"]] if named.get("href") else []
 
 
 def test_unknown_paths_and_methods_are_problems(server: Server) -> None:
