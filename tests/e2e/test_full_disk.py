@@ -13,8 +13,9 @@ import msgspec
 
 from tests.e2e.jobs import small
 from tests.e2e.real_server import RealServer, running, until
+from workflows.job import JobSpec
 
-ROUNDS = 12
+ROUNDS = 8
 DISK_MB = 24
 WAIT_S = 120.0
 
@@ -39,10 +40,10 @@ def fill(disk: Path) -> Path:
     return filler
 
 
-def submit(server: RealServer) -> httpx.Response:
+def submit(server: RealServer, job: JobSpec) -> httpx.Response:
     return httpx.post(
         f"{server.url}/v1/jobs",
-        content=msgspec.json.encode(small("one too many")),
+        content=msgspec.json.encode(job),
         headers={"Authorization": f"Bearer {server.token}"},
         trust_env=False,
     )
@@ -51,13 +52,14 @@ def submit(server: RealServer) -> httpx.Response:
 def test_a_run_outlives_a_full_disk(tmp_path: Path) -> None:
     folder = tmp_path / "server"
     with small_disk(folder / "data") as disk, running(folder) as server, server.client() as foedus:
-        undisturbed = foedus.submit(small("undisturbed", ROUNDS)).wait(WAIT_S)
-        job = foedus.submit(small("starved", ROUNDS))
+        undisturbed = foedus.submit(small(foedus, "undisturbed", ROUNDS)).wait(WAIT_S)
+        one_too_many = small(foedus, "one too many")
+        job = foedus.submit(small(foedus, "starved", ROUNDS))
         next(done for done in job.rounds(timeout_s=WAIT_S) if done.number >= 2)
 
         filler = fill(disk)
-        until(lambda: not submit(server).is_success, "a refusal")
-        refusal = submit(server)
+        until(lambda: not submit(server, one_too_many).is_success, "a refusal")
+        refusal = submit(server, one_too_many)
         os.truncate(filler, 0)
         filler.unlink()
         closed = job.wait(WAIT_S)

@@ -26,7 +26,7 @@ SEEDS = (1, 2)
 def undisturbed(server: RealServer) -> str:
     """Digest of the model of a run that was left alone."""
     with server.client() as foedus:
-        job = foedus.submit(small("undisturbed", ROUNDS)).wait(WAIT_S)
+        job = foedus.submit(small(foedus, "undisturbed", ROUNDS)).wait(WAIT_S)
         return digest_of(server, job)
 
 
@@ -61,7 +61,7 @@ def test_a_run_that_is_killed_three_ways_ends_with_the_same_model(
     doomed: RealServer, undisturbed: str
 ) -> None:
     with doomed.client() as foedus:
-        job = foedus.submit(small("killed", ROUNDS))
+        job = foedus.submit(small(foedus, "killed", ROUNDS))
 
         wait_for_round(job, 2)
         assert kill(doomed.steps()) == 1
@@ -96,7 +96,7 @@ def test_killing_at_random_moments_leads_to_the_same_model(
 
     def disturb() -> None:
         for _ in range(4):
-            if over.wait(rng.uniform(0.0, 3.0)):
+            if over.wait(rng.uniform(0.0, 1.5)):
                 return
             what = rng.choice(("control plane", "step", "wrapper", "both"))
             print(f"kill the {what}")  # noqa: T201 - as above
@@ -110,7 +110,7 @@ def test_killing_at_random_moments_leads_to_the_same_model(
                 doomed.start()
 
     with doomed.client() as foedus:
-        job = foedus.submit(small(f"random-{seed}", ROUNDS))
+        job = foedus.submit(small(foedus, f"random-{seed}", ROUNDS))
         disturbing = threading.Thread(target=disturb)
         disturbing.start()
         try:

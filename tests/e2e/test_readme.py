@@ -1,4 +1,7 @@
-"""The README's marked blocks are run, in order, in one folder, as a newcomer would."""
+"""The README's marked blocks are run, in order, in one folder, as a newcomer would.
+
+Only that its job gets one worker: each loads the framework anew.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,7 @@ def test_the_readmes_commands_work(home: Path, server: RealServer) -> None:
         kinds.append(block["kind"])
         match block["kind"]:
             case "yaml":
-                (home / block["file"]).write_text(block["text"])
+                (home / block["file"]).write_text(block["text"] + "runtime: {workers: 1}\n")
                 continue
             case "python":
                 command = [sys.executable, "-c", block["text"]]

@@ -133,7 +133,7 @@ def test_a_dry_run_starts_nothing(home: Path, server: RealServer) -> None:
 
 def test_cancelling_a_running_job_ends_it_and_its_processes(server: RealServer) -> None:
     with server.client() as client:
-        job = client.submit(small("cancelled", rounds=10_000))
+        job = client.submit(small(client, "cancelled", rounds=10_000))
         next(iter(job.rounds(timeout_s=WAIT_S)))
 
         job.cancel()
@@ -161,8 +161,12 @@ def test_a_job_that_contradicts_itself_is_refused_by_its_fields(
 
 def test_submitting_twice_under_one_key_submits_once(server: RealServer) -> None:
     with server.client() as client:
-        first = client.submit(small("once", rounds=10_000), idempotency_key="one-and-the-same")
-        second = client.submit(small("once", rounds=10_000), idempotency_key="one-and-the-same")
+        first = client.submit(
+            small(client, "once", rounds=10_000), idempotency_key="one-and-the-same"
+        )
+        second = client.submit(
+            small(client, "once", rounds=10_000), idempotency_key="one-and-the-same"
+        )
 
         assert first.id == second.id
         assert [job.id for job in client.jobs(name="once")] == [first.id]

@@ -21,50 +21,47 @@ ONE_AFTER_THE_OTHER = """
 import os, time
 from pathlib import Path
 import numpy as np
-import torch
+from sklearn.linear_model import SGDClassifier
 
 WAYS = ["nan", "shape", "raise", "hang", "hog", "die", "flood"]
 
-def build():
-    return torch.nn.Linear(64, 10)
-
-def loss(model, batch):
-    return torch.nn.functional.cross_entropy(model(batch[0]), batch[1])
-
-def train(model, data, config):
-    mark = Path(os.environ["HOME"]) / "calls"
-    calls = int(mark.read_text()) if mark.exists() else 0
-    mark.write_text(str(calls + 1))
-    way = WAYS[calls] if calls < len(WAYS) else ""
-    if way == "raise":
-        raise ValueError("these data are strange")
-    if way == "hang":
-        time.sleep(600)
-    if way == "hog":
-        hoard = [np.ones(1 << 20) for _ in range(10_000)]
-    if way == "die":
-        os._exit(9)
-    if way == "flood":
-        for _ in range(64):
-            print("x" * (1 << 20))
-    with torch.no_grad():
-        model.weight.add_(0.1)
+class Misbehaving(SGDClassifier):
+    def partial_fit(self, x, y):
+        mark = Path(os.environ["HOME"]) / "calls"
+        calls = int(mark.read_text()) if mark.exists() else 0
+        mark.write_text(str(calls + 1))
+        way = WAYS[calls] if calls < len(WAYS) else ""
+        if way == "raise":
+            raise ValueError("these data are strange")
+        if way == "hang":
+            time.sleep(600)
+        if way == "hog":
+            hoard = [np.ones(1 << 20) for _ in range(10_000)]
+        if way == "die":
+            os._exit(9)
+        if way == "flood":
+            for _ in range(64):
+                print("x" * (1 << 20))
+        self.coef_ = self.coef_ + 0.1
         if way == "nan":
-            model.weight.fill_(float("nan"))
-    if way == "shape":
-        model.weight = torch.nn.Parameter(torch.zeros(10, 3))
+            self.coef_[:] = np.nan
+        if way == "shape":
+            self.coef_ = np.zeros((10, 3))
+
+def build():
+    return Misbehaving(loss="hinge")
 """
 
 
 def test_every_way_to_fail_is_dropped_with_its_own_cause(tmp_path: Path) -> None:
-    program = bundle(tmp_path, ONE_AFTER_THE_OTHER)
+    program = bundle(tmp_path, ONE_AFTER_THE_OTHER, 'framework = "sklearn"')
     spec = job(
         program=own(program),
         runtime=NATIVE,
         data=Partitioned(dataset="digits", sites=9, central=0.1),
         strategy={"kind": "fedavg"},
         evaluate={"where": "central"},
-        limits=Limits(train_s=3.0, memory_mb=1500),
+        limits=Limits(train_s=4.0, memory_mb=800),
         rounds=1,
     )
     root = lay(tmp_path / "run", spec, program)

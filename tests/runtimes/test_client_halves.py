@@ -60,12 +60,12 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulation]:
 
 
 @pytest.fixture(scope="module")
-def four(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulation]:
-    """Four workers of the Flower runtime, which know the native one's tasks too."""
+def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulation]:
+    """Two workers of the Flower runtime, which know the native one's tasks too."""
     identify()
     entry = ("workflows.runtimes.flower", "--worker")
-    root = tmp_path_factory.mktemp("four")
-    with opened(root, 4, entry=entry, answers=ANSWERS) as simulation:
+    root = tmp_path_factory.mktemp("two")
+    with opened(root, 2, entry=entry, answers=ANSWERS) as simulation:
         yield simulation
 
 
@@ -94,22 +94,22 @@ def ran(
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_one_model_from_both_runtimes_and_after_any_round(
-    tmp_path: Path, one: Simulation, four: Simulation, name: str
+    tmp_path: Path, one: Simulation, two: Simulation, name: str
 ) -> None:
     spec = spec_of(name)
     native = DirectExchange(one.pool, spec)
-    flower = GridExchange(WorkerGrid(four.pool, four.sites), four.sites, spec)
+    flower = GridExchange(WorkerGrid(two.pool, two.sites), two.sites, spec)
 
     whole = ran(tmp_path / "whole", one, native, spec)
-    same = ran(tmp_path / "same", four, flower, spec)
+    same = ran(tmp_path / "same", two, flower, spec)
 
     assert outputs(same) == outputs(whole)
     assert [e.checkpoint for e in finished(same)] == [e.checkpoint for e in finished(whole)]
     assert [e.loss for e in finished(same)] == [e.loss for e in finished(whole)]
     for on_record in range(1, ROUNDS):
         inputs = inputs_after(whole, on_record)
-        exchange = DirectExchange(four.pool, spec)
-        resumed = ran(tmp_path / f"{on_record}", four, exchange, spec, inputs)
+        exchange = DirectExchange(two.pool, spec)
+        resumed = ran(tmp_path / f"{on_record}", two, exchange, spec, inputs)
         assert outputs(resumed) == outputs(whole)
     lines = outputs(whole)["transcripts.jsonl"].splitlines()
     transcripts = [msgspec.json.decode(line, type=RoundTranscript) for line in lines]
@@ -117,12 +117,12 @@ def test_one_model_from_both_runtimes_and_after_any_round(
 
 
 def test_killed_workers_take_no_sites_memory_with_them(
-    tmp_path: Path, one: Simulation, four: Simulation
+    tmp_path: Path, one: Simulation, two: Simulation
 ) -> None:
     spec = spec_of("scaffold")
 
     quiet = ran(tmp_path / "quiet", one, DirectExchange(one.pool, spec), spec)
-    killed = ran(tmp_path / "killed", four, Killing(four.pool, spec), spec)
+    killed = ran(tmp_path / "killed", two, Killing(two.pool, spec), spec)
 
     assert outputs(killed) == outputs(quiet)
     last = finished(quiet)[-1].checkpoint
@@ -132,12 +132,12 @@ def test_killed_workers_take_no_sites_memory_with_them(
     assert kept.keys() == drawn
 
 
-def test_what_sites_keep_does_not_count_as_travelled(tmp_path: Path, four: Simulation) -> None:
+def test_what_sites_keep_does_not_count_as_travelled(tmp_path: Path, two: Simulation) -> None:
     sizes = {}
     for name in ("fednova", "feddyn", "scaffold", "fedavg by top-k"):
         spec = spec_of(name)
-        exchange = DirectExchange(four.pool, spec)
-        (*_, event) = finished(ran(tmp_path / name, four, exchange, spec))
+        exchange = DirectExchange(two.pool, spec)
+        (*_, event) = finished(ran(tmp_path / name, two, exchange, spec))
         sizes[name] = (event.bytes_up, event.bytes_down)
 
     assert sizes["feddyn"] == sizes["fednova"]

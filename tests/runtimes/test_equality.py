@@ -87,7 +87,7 @@ def test_a_flower_step_stopped_or_killed_goes_on_from_its_last_round(tmp_path: P
     program = linear(tmp_path)
     spec = job(
         program=own(program),
-        runtime={"kind": "flower", "workers": 2},
+        runtime={"kind": "flower", "workers": 1},
         evaluate={"select": "best", "where": "central"},
         rounds=60,
     )
@@ -121,7 +121,7 @@ def test_killed_workers_do_not_show_in_the_result(tmp_path: Path) -> None:
     spec = job(
         program=own(program),
         runtime={"kind": "native", "workers": 2},
-        local={"epochs": 100},
+        local={"epochs": 50},
         rounds=2,
     )
     quiet = lay(tmp_path / "quiet", spec, program)
@@ -164,14 +164,14 @@ def test_neither_selection_nor_codec_lets_runtime_workers_or_a_resumption_show(
 
     one = laid("one", "native", 1, {})
     assert run(one) == 0, (one / "federate.log").read_text()
-    four = laid("four", "flower", 4, {})
-    resumed = laid("resumed", "native", 4, inputs_after(one, 2))
-    with start(four, "flower") as first, start(resumed, "native") as second:
+    two = laid("two", "flower", 2, {})
+    resumed = laid("resumed", "native", 2, inputs_after(one, 2))
+    with start(two, "flower") as first, start(resumed, "native") as second:
         assert (first.wait(120), second.wait(120)) == (0, 0)
 
     assert outputs(resumed) == outputs(one)
-    assert outputs(four)["model.safetensors"] == outputs(one)["model.safetensors"]
-    assert [event.model for event in finished(four)] == [event.model for event in finished(one)]
+    assert outputs(two)["model.safetensors"] == outputs(one)["model.safetensors"]
+    assert [event.model for event in finished(two)] == [event.model for event in finished(one)]
     update = {"w": (10, 64), "b": (10,)}
     codec = job(**fields).codec
     size = sum(codec.form(shape, np.dtype(np.float64)).size_bytes for shape in update.values())
