@@ -17,6 +17,8 @@ T = TypeVar("T")
 
 RESERVED_BYTES: Final = 32_768
 """Room that is set aside for the exit record, so that a full disk can still be told of."""
+NO_ROOM: Final = 74
+"""Exit code of a step that found the disk full; what it had there may be gone with its process."""
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

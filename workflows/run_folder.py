@@ -23,7 +23,7 @@ from workflows.causes import Cause, CauseCode
 from workflows.confinement import hide_memory
 from workflows.events import AnyStepEvent, StepEvent, StepFailed, StepStarted
 from workflows.plan import Plan, StepKind
-from workflows.run_directory import RunDirectory, write_whole
+from workflows.run_directory import NO_ROOM, RunDirectory, write_whole
 from workflows.tasks import SiteFailure
 
 DONE: Final = 0
@@ -128,7 +128,7 @@ def run_step(step: StepKind, root: Path, body: Callable[[StepFolder], None]) -> 
     except Exception as error:  # noqa: BLE001 - the outermost loop of this process
         traceback.print_exc(file=sys.stderr)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return TRY_AGAIN
+            return NO_ROOM
         folder.tell(StepFailed, cause=_bug(error))
         return FAILED
     finally:

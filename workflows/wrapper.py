@@ -45,6 +45,7 @@ from workflows.manifest import Manifest
 from workflows.plan import Plan, Step, StepKind
 from workflows.processes import adopt_orphans, end_children, identify, scrubbed
 from workflows.run_directory import (
+    NO_ROOM,
     RESERVED_BYTES,
     Progress,
     RunDirectory,
@@ -242,7 +243,7 @@ class Wrapper:
                 code=CauseCode.MANIFEST_INVALID,
                 detail=f"{step.name} ended well but left no {', '.join(missing)}",
             )
-        if _free_bytes(self._run_directory.root) < _FULL_BYTES:
+        if code == NO_ROOM or _free_bytes(self._run_directory.root) < _FULL_BYTES:
             return Cause(code=CauseCode.DISK_FULL, detail=f"{step.name} ended on a full disk")
         if code is None:
             detail = f"{step.name} ran longer than its {step.timeout_s:g} s"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -81,11 +82,14 @@ def lay(root: Path, spec: JobSpec, inputs: Mapping[str, bytes] | None = None) ->
     return root
 
 
-def start(root: Path, kind: str) -> subprocess.Popen[bytes]:
+def start(
+    root: Path, kind: str, environ: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
     with (root / "federate.log").open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", f"workflows.runtimes.{kind}", str(root)],
             cwd=ROOT,
+            env={**os.environ, **(environ or {})},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -68,15 +68,17 @@ def stop() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-@pytest.mark.parametrize("ending", [full, stop], ids=["a full disk", "SIGTERM"])
+@pytest.mark.parametrize(
+    ("ending", "code"), [(full, 74), (stop, 75)], ids=["a full disk", "SIGTERM"]
+)
 def test_what_may_pass_is_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: Callable[[], None]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: Callable[[], None], code: int
 ) -> None:
     def body(folder: StepFolder) -> None:
         ending()
         folder.put("out", b"x")
 
-    assert run(tmp_path / "run", body, monkeypatch) == 75
+    assert run(tmp_path / "run", body, monkeypatch) == code
     assert [type(event) for event in told(tmp_path / "run")] == [StepStarted]
     assert not (tmp_path / "run" / "out").exists()
 

@@ -302,13 +302,20 @@ async def test_the_wrapper_says_it_for_a_step_that_did_not(
     assert cause["detail"] == observation.cause.detail == "federate exited with 1"
 
 
+@pytest.mark.parametrize(
+    ("code", "cause"),
+    [(75, CauseCode.STEP_DIED), (74, CauseCode.DISK_FULL)],
+    ids=["stopped", "no room, though there is some now"],
+)
 async def test_try_again_is_not_a_failure_for_good(
-    engine: LocalEngine, plane: ControlPlaneDouble
+    engine: LocalEngine, plane: ControlPlaneDouble, code: int, cause: CauseCode
 ) -> None:
-    observation = await result_of(engine, plane, plan_of(step_of("federate", "event", "exit=75")))
+    plan = plan_of(step_of("federate", "event", f"exit={code}"))
+
+    observation = await result_of(engine, plane, plan)
 
     assert observation.cause is not None
-    assert observation.cause.code is CauseCode.STEP_DIED
+    assert observation.cause.code is cause
     assert observation.cause.explanation.retryable
     assert plane.kinds("federate") == ["step.started"]
 
