@@ -3,7 +3,11 @@
 Everything here only takes away, and can't be taken back by this process or its children. Kernels
 and containers differ in what they allow, so each part is tried, and ``confine`` says which held.
 
-Source: man pages prctl(2), setrlimit(2), network_namespaces(7), landlock(7),
+How many processes may be started is bound in a user namespace alone, where nobody else's count.
+The kernel does not hold root to RLIMIT_NPROC, and for a user without a namespace it would count
+what is not ours; there, only the watchdog of ``workflows.workers`` counts, ten times a second.
+
+Source: man pages prctl(2), setrlimit(2), network_namespaces(7), user_namespaces(7), landlock(7),
 capset(2).
 """
 
@@ -19,6 +23,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+MOST_TASKS: Final = 512
+"""Threads count too: a framework has some for each processor."""
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_DUMPABLE: Final = 4
 _PR_SET_NO_NEW_PRIVS: Final = 38
@@ -66,13 +72,21 @@ def confine(
     held = [_set_limits(memory_mb, output_mb)]
     if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0:
         held.append("no new privileges")
-    if _libc.unshare(_CLONE_NEWNET) == 0 or _libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET) == 0:
-        held.append("no network")
+    held += _leave_network()
     if _libc.capset(struct.pack("=Ii", _CAPABILITY_VERSION_3, 0), bytes(24)) == 0:
         held.append("no capabilities")
     if abi := _restrict_files(writable, readable):
         held.append(f"files by Landlock {abi}")
     return tuple(held)
+
+
+def _leave_network() -> list[str]:
+    if _libc.unshare(_CLONE_NEWNET) == 0:
+        return ["no network"]
+    if _libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET) != 0:
+        return []
+    _set_limit(resource.RLIMIT_NPROC, MOST_TASKS)
+    return ["no network", f"at most {MOST_TASKS} processes and threads"]
 
 
 def _set_limits(memory_mb: int, output_mb: int) -> str:
@@ -84,10 +98,14 @@ def _set_limits(memory_mb: int, output_mb: int) -> str:
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_NOFILE, 4096),
     ):
-        hard = resource.getrlimit(kind)[1]
-        within = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(kind, (within, within))
+        _set_limit(kind, most)
     return "limits on data, files and cores"
+
+
+def _set_limit(kind: int, most: int) -> None:
+    hard = resource.getrlimit(kind)[1]
+    within = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(kind, (within, within))
 
 
 def _restrict_files(writable: Path, readable: Iterable[Path]) -> int:

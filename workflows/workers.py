@@ -40,6 +40,8 @@ from workflows.tasks import AnyAnswer, Failed, Reply, SiteFailure, Task
 START_S: Final = 120.0
 """Longest a fresh interpreter may take to load the platform's own modules."""
 WATCH_S: Final = 0.1
+MOST_PROCESSES: Final = 64
+"""That a worker may have below it."""
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 _OUTSIDE_SIGNALS: Final = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP, -signal.SIGINT)
 
@@ -447,7 +449,12 @@ class WorkerPool(Generic[T]):
                     clock = job.task.clock if job else "import_s"
                     detail = f"not done within limits.{clock} = {getattr(self.limits, clock):g} s"
                     lane.end(Cause(code=CauseCode.PROGRAM_HUNG, detail=detail))
-                elif (used_kb := resident_kb(process.pid)) > most_kb:
+                elif len(pids := list(islice(family(process.pid), MOST_PROCESSES + 2))) > (
+                    MOST_PROCESSES + 1
+                ):
+                    detail = f"it started more than {MOST_PROCESSES} processes"
+                    lane.end(Cause(code=CauseCode.PROGRAM_DIED, detail=detail))
+                elif (used_kb := sum(map(resident_kb, pids))) > most_kb:
                     detail = f"{used_kb >> 10} MiB, of limits.memory_mb = {most_kb >> 10}"
                     lane.end(Cause(code=CauseCode.PROGRAM_OUT_OF_MEMORY, detail=detail))
                 elif due is not None and process.poll() is not None:
@@ -468,14 +475,23 @@ def environment(folder: Path) -> dict[str, str]:
     }
 
 
+def family(pid: int) -> Iterator[int]:
+    """A process and what descends from it, whichever thread started it, parents first."""
+    waiting = deque([pid])
+    while waiting:
+        yield (pid := waiting.popleft())
+        with contextlib.suppress(OSError):  # it is gone
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                waiting.extend(map(int, (task / "children").read_text().split()))
+
+
 def resident_kb(pid: int) -> int:
-    """Resident memory of a process and its children in KiB; 0 if it is gone."""
+    """Resident memory of a process in KiB; 0 if it is gone."""
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except (OSError, IndexError):
         return 0
-    return pages * (_PAGE_BYTES >> 10) + sum(resident_kb(int(child)) for child in children)
+    return pages * (_PAGE_BYTES >> 10)
 
 
 def _outcome(future: Future[Reply]) -> Reply | SiteFailure:

@@ -6,6 +6,7 @@ import ctypes
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -95,12 +96,24 @@ def handle(task: Any, blobs: list[bytes]) -> tuple[Answer, Sequence[Blob]]:
                     time.sleep(60)
                     os._exit(0)
                 os._exit(7)
+            case "fork-bomb":
+                while True:
+                    os.fork()
+            case "hog-beside":
+                threading.Thread(target=fork_a_hog).start()
+                time.sleep(60)
             case "try":
                 text = try_access(text)
             case "environment":
                 text = ",".join(sorted(os.environ))
     specs, out = describe(made)
     return Told(text=text, pid=os.getpid(), arrays=specs), out
+
+
+def fork_a_hog() -> None:
+    if os.fork() == 0:
+        hoard = np.ones(1 << 27)
+        time.sleep(60 * hoard[0])
 
 
 def try_access(what: str) -> str:

@@ -11,7 +11,11 @@ import pytest
 def run(script: str) -> list[str]:
     """Output of a script in a process of its own: what is given up is given up for good."""
     lines = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], check=True, capture_output=True, text=True
+        [sys.executable, "-c", textwrap.dedent(script)],
+        check=True,
+        capture_output=True,
+        text=True,
+        start_new_session=True,
     )
     return lines.stdout.splitlines()
 
@@ -131,3 +135,30 @@ def test_a_process_whose_parent_is_gone_ends_at_once() -> None:
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
 
     assert (ended.returncode, ended.stdout) == (1, b"")
+
+
+def test_in_a_user_namespace_processes_are_counted() -> None:
+    script = """
+    import os, signal
+    from workflows.confinement import _leave_network
+    os.setuid(65534) if os.getuid() == 0 else None
+    held = _leave_network()
+    num_forked = 0
+    try:
+        while num_forked < 600:
+            if os.fork() == 0:
+                signal.pause()
+            num_forked += 1
+    except BlockingIOError:
+        pass
+    print(held[1] if len(held) > 1 else "")
+    print(num_forked, flush=True)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.killpg(0, signal.SIGTERM)
+    """
+
+    lines = run(script)
+
+    if not lines[0]:
+        pytest.skip("no user namespaces here")
+    assert lines == ["at most 512 processes and threads", "511"]

@@ -163,6 +163,37 @@ def test_who_takes_too_much_memory_is_ended_and_replaced(tmp_path: Path) -> None
         assert told(pool.call(Act(what="echo", text="on")).result(60)) == "on"
 
 
+def test_memory_of_what_any_of_its_threads_started_counts(tmp_path: Path) -> None:
+    with make_pool(tmp_path, memory_mb=600) as pool:
+        cause = failure(pool, Act(what="hog-beside")).cause
+
+        assert cause.code is CauseCode.PROGRAM_OUT_OF_MEMORY
+
+
+def test_a_fork_bomb_is_ended_with_all_it_started(tmp_path: Path) -> None:
+    with make_pool(tmp_path, memory_mb=60_000) as pool:
+        before = pool.call(Act(what="echo")).result(60).answer.pid
+        cause = failure(pool, Act(what="fork-bomb")).cause
+
+        assert cause.code is CauseCode.PROGRAM_DIED
+        assert "more than 64 processes" in cause.detail
+        wait_until(lambda: not group_of(before))
+        assert told(pool.call(Act(what="echo", text="on")).result(60)) == "on"
+
+
+def group_of(leader: int) -> list[str]:
+    """Processes that run in the group of ``leader``."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if int(fields[2]) == leader and fields[0] != "Z":
+            found.append(path.parent.name)
+    return found
+
+
 def test_a_worker_killed_by_others_does_not_show_in_the_result(
     tmp_path: Path, pool: WorkerPool[Act]
 ) -> None:
