@@ -165,4 +165,6 @@ def _rules(settings: Settings) -> Rules:
         max_dataset_bytes=settings.dataset_mb << 20,
         max_object_bytes=settings.object_mb << 20,
         probe_timeout_s=settings.probe_s,
+        max_streams=settings.max_streams,
+        max_user_streams=settings.max_user_streams,
     )

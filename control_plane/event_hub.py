@@ -7,7 +7,7 @@ enough, and the table otherwise, so a slow watcher costs nobody else anything.
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +16,7 @@ from typing import Final
 import msgspec
 
 from clients.resources import Event
+from control_plane.refusals import TooManyStreams
 from control_plane.visibility import Sight, redact_event
 
 DEPTH: Final = 512
@@ -59,7 +60,16 @@ class _Ring:
 class EventHub:
     """All rings. Used from the event loop alone."""
 
-    def __init__(self) -> None:
+    def __init__(self, most_watchers: int, most_per_user: int) -> None:
+        """Prepare a hub.
+
+        Args:
+            most_watchers: At a time, of all jobs.
+            most_per_user: Of them, those of one user.
+        """
+        self._most = most_watchers
+        self._most_per_user = most_per_user
+        self._by_user: Counter[str] = Counter()
         self._rings: OrderedDict[str, _Ring] = OrderedDict()
         self.num_watchers = 0
         self.is_closed = False
@@ -89,16 +99,27 @@ class EventHub:
         return self._ring(job).changed
 
     @contextmanager
-    def watching(self, job: str) -> Iterator[None]:
-        """Keep the ring of ``job`` while somebody watches it."""
+    def watching(self, job: str, user: str) -> Iterator[None]:
+        """Keep the ring of ``job`` while ``user`` watches it.
+
+        Raises:
+            TooManyStreams: The user, or all together, watch as much as they may.
+        """
+        if self._by_user[user] >= self._most_per_user:
+            raise TooManyStreams(f"you watch {self._most_per_user} already")
+        if self.num_watchers >= self._most:
+            raise TooManyStreams("this server has no more")
         ring = self._ring(job)
         ring.num_watchers += 1
         self.num_watchers += 1
+        self._by_user[user] += 1
         try:
             yield
         finally:
             ring.num_watchers -= 1
             self.num_watchers -= 1
+            self._by_user[user] -= 1
+            self._by_user += Counter()  # forgets those who watch nothing
 
     def close(self) -> None:
         """Let every watcher end."""

@@ -45,6 +45,7 @@ STEPS: Final[tuple[StepKind, ...]] = ("federate", "translate", "publish")
 WAITS_FOR_STOP: Final = "the run to stop"
 _PAGE: Final = 500
 _LOG_CHUNK_BYTES: Final = 1 << 16
+_IN_PLACE: Final = Told(0, "", b"")
 
 _SEEN: Final = (
     select(JOB, COLLABORATION.c.visibility)
@@ -193,10 +194,13 @@ async def watch(
 
     Raises:
         NotFound: There is no such job that the caller may know of.
+        TooManyStreams: The caller, or all together, watch as much as they may.
     """
     row, sight = await _see(platform, who, job)
     is_over = Phase(row.phase).is_final
-    return _watch(platform, job, min(after, row.last_event), sight, is_over=is_over)
+    stream = _watch(platform, who.user, job, min(after, row.last_event), sight, is_over=is_over)
+    await anext(stream)  # its place is taken, and given back when it is closed or forgotten
+    return stream
 
 
 async def list_artifacts(platform: Platform, who: Principal, job: str) -> tuple[Artifact, ...]:
@@ -282,11 +286,12 @@ def _require(who: Principal, action: Action, row: Row[Any], deed: str) -> None:
 
 
 async def _watch(
-    platform: Platform, job: str, after: int, sight: Sight, *, is_over: bool
+    platform: Platform, user: str, job: str, after: int, sight: Sight, *, is_over: bool
 ) -> AsyncIterator[Told]:
-    """Yield what comes; if the job ``is_over``, all that there is."""
+    """Yield ``_IN_PLACE``, then what comes; if the job ``is_over``, all that there is."""
     hub = platform.hub
-    with hub.watching(job):
+    with hub.watching(job, user):
+        yield _IN_PLACE
         while not hub.is_closed:
             changed = hub.changed(job)
             batch = hub.since(job, after, sight)

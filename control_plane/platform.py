@@ -38,6 +38,8 @@ class Rules:
         max_dataset_bytes: Largest data set as uploaded.
         max_object_bytes: Largest object that a step may store.
         probe_timeout_s: Longest that trying out an upload may take in all.
+        max_streams: Event streams that are open at a time.
+        max_user_streams: Of them, those of one user.
     """
 
     max_running: int = 2
@@ -49,6 +51,8 @@ class Rules:
     max_dataset_bytes: int = 1 << 30
     max_object_bytes: int = 4 << 30
     probe_timeout_s: float = 120.0
+    max_streams: int = 2000
+    max_user_streams: int = 200
 
 
 class Bell:
@@ -124,17 +128,18 @@ async def open_platform(
     Raises:
         DatabaseUnavailable: The records cannot be opened.
     """
+    rules = rules or Rules()
     await asyncio.to_thread(shutil.rmtree, folder / SCRATCH, ignore_errors=True)
     database = await asyncio.to_thread(open_database, folder / "foedus.db")
     try:
         yield Platform(
             database=database,
-            hub=EventHub(),
+            hub=EventHub(rules.max_streams, rules.max_user_streams),
             store=store,
             folder=folder,
             environment=await asyncio.to_thread(environment_digest),
             capabilities=await asyncio.to_thread(read_capabilities),
-            rules=rules or Rules(),
+            rules=rules,
             now=now,
             identity=LocalIdentity(database, now),
         )

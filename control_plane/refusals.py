@@ -45,6 +45,10 @@ class VersionChanged(ControlPlaneError):
     """The thing was changed since the caller last read it."""
 
 
+class TooManyStreams(ControlPlaneError):
+    """As many event streams are open as may be; the same call succeeds once one has ended."""
+
+
 class KeyReused(ControlPlaneError):
     """The idempotency key was used before, with another body."""
 

@@ -72,6 +72,13 @@ class Settings(BaseSettings):
     heartbeat_s: float = Field(default=15.0, gt=0)
     """Seconds between signs of life on a silent event stream; proxies cut silent ones."""
 
+    max_streams: int = Field(default=2000, ge=1)
+    """Event streams that are open at a time; more answer 429. Each takes a connection, so the limit
+    on open files (``ulimit -n``) must be above it."""
+
+    max_user_streams: int = Field(default=200, ge=1)
+    """Event streams that one user has open at a time; more answer 429."""
+
     probe_s: float = Field(default=120.0, gt=0)
     """Longest that trying out an uploaded program or data set may take, in seconds."""
 

@@ -160,7 +160,7 @@ async def list_rounds(
     "/v1/jobs/{job:str}/events",
     operation_id="listEvents",
     tags=["jobs"],
-    opt={"streams": True, "event_stream": True},
+    opt={"streams": True, "event_stream": True, "problems": (refusals.TooManyStreams,)},
 )
 async def list_events(
     request: Call,

@@ -138,6 +138,13 @@ PROBLEMS: Final[Mapping[type[Exception], Face]] = {
     BundleTooLarge: Face(
         413, "bundle-too-large", "The program is too large", "Leave data and weights out of it."
     ),
+    _R.TooManyStreams: Face(
+        429,
+        "too-many-streams",
+        "Too many event streams are open",
+        "Close one, or read the events page by page.",
+        5,
+    ),
     RangeNotSatisfiable: Face(
         416, "range-not-satisfiable", "The range lies past the end", "See Content-Range."
     ),

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
+from contextlib import ExitStack
 from datetime import UTC, datetime
 
 import msgspec
@@ -15,7 +17,7 @@ from control_plane.jobs import change_desired, watch
 from control_plane.journal import Fact, load, record
 from control_plane.platform import Platform
 from control_plane.reconciler import Reconciler
-from control_plane.refusals import NotFound
+from control_plane.refusals import NotFound, TooManyStreams
 from control_plane.visibility import FULL, Sight
 from tests.control_plane.conftest import People, job_spec
 from tests.control_plane.scripted_engine import ScriptedEngine
@@ -36,7 +38,7 @@ def ids(hub: EventHub, job: str, after: int) -> list[int] | None:
 
 
 async def test_a_ring_gives_what_came_after() -> None:
-    hub = EventHub()
+    hub = EventHub(2000, 200)
     hub.publish("job-1", [event(1), event(2)])
     hub.publish("job-1", [event(3)])
 
@@ -47,7 +49,7 @@ async def test_a_ring_gives_what_came_after() -> None:
 
 
 async def test_a_ring_that_does_not_reach_back_says_so() -> None:
-    hub = EventHub()
+    hub = EventHub(2000, 200)
     hub.publish("job-1", [event(7), event(8)])
 
     assert ids(hub, "job-1", 5) is None
@@ -56,7 +58,7 @@ async def test_a_ring_that_does_not_reach_back_says_so() -> None:
 
 
 async def test_a_gap_empties_the_ring_rather_than_show_in_it() -> None:
-    hub = EventHub()
+    hub = EventHub(2000, 200)
     hub.publish("job-1", [event(1), event(2)])
 
     hub.publish("job-1", [event(4)])
@@ -66,12 +68,12 @@ async def test_a_gap_empties_the_ring_rather_than_show_in_it() -> None:
 
 
 async def test_rings_are_bounded_in_depth_and_number() -> None:
-    hub = EventHub()
+    hub = EventHub(2000, 200)
     hub.publish("deep", [event(i) for i in range(1, 2 * DEPTH)])
     assert ids(hub, "deep", 0) is None
     assert len(ids(hub, "deep", DEPTH - 1) or []) == DEPTH
 
-    with hub.watching("deep"):
+    with hub.watching("deep", "user"):
         for i in range(2 * MAX_RINGS):
             hub.publish(f"job-{i}", [event(1)])
 
@@ -81,7 +83,7 @@ async def test_rings_are_bounded_in_depth_and_number() -> None:
 
 
 async def test_an_event_is_encoded_once_per_kind_of_view() -> None:
-    hub = EventHub()
+    hub = EventHub(2000, 200)
     hub.publish("job-1", [event(1, loss=0.5, round=1)])
 
     full, again = hub.since("job-1", 0, FULL), hub.since("job-1", 0, FULL)
@@ -192,3 +194,48 @@ async def test_a_hundred_watchers_hear_within_a_tenth_of_a_second(
     assert [len(heard) for heard in delays.values()] == [100] * 40
     # The median event, so that a pause of the whole machine is not taken for ours.
     assert sorted(max(heard) for heard in delays.values())[20] < 0.1
+
+
+@pytest.mark.parametrize(
+    ("most", "per_user", "users", "is_let_in"),
+    [
+        (3, 2, ["a", "a"], False),
+        (3, 2, ["a", "b"], True),
+        (3, 2, ["a", "b", "b"], False),
+        (4, 2, ["b", "b", "c"], True),
+    ],
+    ids=["who has all of theirs", "who has one", "the server is full", "others have all of theirs"],
+)
+async def test_watchers_are_counted_by_user_and_together(
+    most: int, per_user: int, users: list[str], is_let_in: bool
+) -> None:
+    hub = EventHub(most, per_user)
+    with ExitStack() as watching:
+        for user in users:
+            watching.enter_context(hub.watching("job-1", user))
+
+        if is_let_in:
+            watching.enter_context(hub.watching("job-2", "a"))
+        else:
+            with pytest.raises(TooManyStreams):
+                watching.enter_context(hub.watching("job-2", "a"))
+        assert hub.num_watchers == len(users) + is_let_in
+
+    assert hub.num_watchers == 0
+    with hub.watching("job-2", "a"):
+        assert hub.num_watchers == 1
+
+
+async def test_a_stream_that_nobody_reads_gives_its_place_back(
+    platform: Platform, admin: Principal
+) -> None:
+    job = (await submit_job(platform, admin, job_spec(), None)).id
+    stream = await watch(platform, admin, job)
+    assert platform.hub.num_watchers == 1
+
+    del stream
+    gc.collect()
+
+    async with asyncio.timeout(5):
+        while platform.hub.num_watchers:  # noqa: ASYNC110 - nobody tells of it
+            await asyncio.sleep(0.001)

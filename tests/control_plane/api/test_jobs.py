@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from typing import Any
 
 import msgspec
@@ -268,6 +269,26 @@ def test_a_stream_tells_all_and_ends_with_the_job(server: Server) -> None:
     assert told[-1].kind == "run.closed"
     assert events_of(rest.text) == told[2:]
     assert events_of(after.text) == told[3:]
+
+
+def test_more_streams_than_a_user_may_have_are_refused_for_now(server: Server) -> None:
+    job = server.submit()
+    user = server.get("/v1/whoami").json()["id"]
+    hub = server.client.app.state["service"].platform.hub
+    with ExitStack() as open_streams:
+        for _ in range(server.settings.max_user_streams):
+            open_streams.enter_context(hub.watching(job, user))
+
+        refused = server.get(f"/v1/jobs/{job}/events", headers={"Accept": "text/event-stream"})
+        paged = server.get(f"/v1/jobs/{job}/events")
+
+    told = problem(refused, 429, "too-many-streams")
+    assert refused.headers["retry-after"] == "5"
+    assert told["retryable"] is True
+    assert paged.is_success
+    server.cancel(job)
+    again = server.get(f"/v1/jobs/{job}/events", headers={"Accept": "text/event-stream"})
+    assert events_of(again.text)[-1].kind == "run.closed"
 
 
 def test_a_stream_after_no_event_is_refused(server: Server) -> None:

@@ -132,6 +132,7 @@ def test_the_caller_learns_of_its_own_faults_only() -> None:
         (refusals.KeyReused("x"), 422, "idempotency-key-reused"),
         (refusals.VersionChanged("x"), 412, "precondition-failed"),
         (refusals.DatabaseUnavailable("x"), 503, "database-unavailable"),
+        (refusals.TooManyStreams("x"), 429, "too-many-streams"),
         (StoreFull("x"), 507, "store-full"),
         (MethodNotAllowedException(), 405, "method-not-allowed"),
         (ZeroDivisionError("x"), 500, "internal"),
