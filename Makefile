@@ -21,7 +21,7 @@ demo: install
 	$(BIN)/python -m examples.demo
 
 test: install
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 check: install
 	$(BIN)/ruff format --check .
