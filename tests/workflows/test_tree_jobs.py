@@ -122,7 +122,7 @@ REFUSED: dict[str, tuple[dict[str, Any], tuple[str, ...], str, str]] = {
     "too little memory": (
         {"limits": {"memory_mb": 128}},
         ("limits.memory_mb", "program"),
-        "xgboost itself leaves no room for a model below 256 MiB",
+        "workers for xgboost need 256 MiB before they hold anything",
         "raise limits.memory_mb to 256 or more",
     ),
     "more trees than a model may have": (
