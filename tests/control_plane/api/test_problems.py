@@ -42,6 +42,7 @@ ELSEWHERE = (
     "workflows.courier.",
     "workflows.steps.publish.NotOnRecord",
     "workflows.wrapper.Over",
+    "strategies.forest.",
     "translation.",
     # Raised and understood by the reconciler.
     "control_plane.finalisation.Unverified",
