@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: install demo test check format lock bench
+.PHONY: install demo test test-cluster check format lock bench
 
 install: .venv/installed
 
@@ -21,7 +21,10 @@ demo: install
 	$(BIN)/python -m examples.demo
 
 test: install
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --ignore tests/cluster
+
+test-cluster: install
+	FOEDUS_LAB=$${FOEDUS_LAB:-../shared/lab} $(BIN)/python -m pytest -q tests/cluster
 
 check: install
 	$(BIN)/ruff format --check .

@@ -47,6 +47,18 @@ class StoreUnavailable(StoreError):
     """The store did not answer; the same call may succeed later."""
 
 
+class StoreRefused(StoreError):
+    """The store does not serve us: whoever runs the platform must change something there."""
+
+
+class RightMissing(StoreRefused):
+    """The credentials are good, and lack the right that the message names."""
+
+
+class BucketMissing(StoreRefused):
+    """The place where the objects should lie does not exist."""
+
+
 class StoredObject(msgspec.Struct, frozen=True):
     """An object that is in the store.
 
@@ -79,7 +91,9 @@ def is_digest(text: str) -> bool:
 class ObjectStore(Protocol):
     """Port. Adapters raise ``StoreError`` and nothing else.
 
-    Adapters: ``sharing.directory_store``.
+    Every call may raise ``StoreRefused`` where there are credentials and rights.
+
+    Adapters: ``sharing.directory_store``, ``sharing.s3_store``.
     """
 
     async def put(
@@ -111,10 +125,11 @@ class ObjectStore(Protocol):
 
         A read of the whole object is verified as it goes: the error comes instead of the last
         chunk, so a consumer never sees a complete forgery. A part is served from an object whose
-        whole was verified since it last changed on disk.
+        whole was verified since it last changed at rest. What changes or deletes the object
+        meanwhile may end the reading, but never falsifies it.
 
         Raises:
-            ObjectMissing: No such object.
+            ObjectMissing: No such object (any more).
             ObjectCorrupt: The object was altered at rest.
             StoreUnavailable: The store did not answer.
         """
@@ -134,5 +149,26 @@ class ObjectStore(Protocol):
 
         Raises:
             StoreUnavailable: It may still be there.
+        """
+        ...
+
+
+@runtime_checkable
+class Presigning(Protocol):
+    """Port of stores whose server hands objects out to whoever has a link."""
+
+    async def link(self, digest: Digest, *, lifetime_s: int, file_name: str) -> str:
+        """A URL that reads this one object and nothing else: a secret, never to be logged.
+
+        What it yields is not verified by anybody but its reader.
+
+        Args:
+            digest: The object.
+            lifetime_s: Seconds after which it is void.
+            file_name: Name under which browsers keep it.
+
+        Raises:
+            ObjectMissing: No such object.
+            StoreUnavailable: The store did not answer.
         """
         ...

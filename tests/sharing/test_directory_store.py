@@ -14,7 +14,13 @@ import pytest
 
 from sharing import directory_store
 from sharing.directory_store import DirectoryStore
-from sharing.object_store import CHUNK_BYTES, ObjectMissing, StoreUnavailable, digest_of
+from sharing.object_store import (
+    CHUNK_BYTES,
+    ObjectCorrupt,
+    ObjectMissing,
+    StoreUnavailable,
+    digest_of,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -155,3 +161,31 @@ async def test_what_was_verified_is_remembered_within_bounds(
         assert len([chunk async for chunk in store.get(digest, start=1)]) == 1
 
     assert verified == [a, b, c, b]
+
+
+async def test_a_reader_is_not_disturbed_by_deletion(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path)
+    content = bytes(9 * CHUNK_BYTES)
+    stored = await store.put(one(content))
+    reader = store.get(stored.digest)
+    received = [await anext(reader)]
+
+    await store.delete(stored.digest)
+
+    received += [chunk async for chunk in reader]
+    assert b"".join(received) == content
+
+
+async def test_an_object_that_is_altered_while_a_part_is_read_breaks_off(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path)
+    content = bytes(9 * CHUNK_BYTES)
+    stored = await store.put(one(content))
+    reader = store.get(stored.digest, start=1)
+    await anext(reader)
+    [place] = files_in(tmp_path)
+    place.chmod(0o644)
+    place.write_bytes(content[:-1] + b"!")
+
+    with pytest.raises(ObjectCorrupt):
+        async for _ in reader:
+            pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -65,7 +66,7 @@ async def collect(store: ObjectStore, digest: Digest, received: list[bytes]) -> 
         received.append(chunk)
 
 
-def test_the_adapter_has_the_form_of_the_port(store: ObjectStore) -> None:
+async def test_the_adapter_has_the_form_of_the_port(store: ObjectStore) -> None:
     assert isinstance(store, ObjectStore)
 
 
@@ -217,17 +218,19 @@ async def test_no_part_of_an_altered_object_is_served(store: ObjectStore, tamper
         await read(store, stored.digest, start=3, stop=5)
 
 
-async def test_an_object_that_is_altered_while_a_part_is_read_breaks_off(
+async def test_an_object_that_is_altered_while_a_part_is_read_is_not_falsified(
     store: ObjectStore, tamper: Tamper
 ) -> None:
     stored = await store.put(stream(BIG))
     reader = store.get(stored.digest, start=1)
-    await anext(reader)
-    tamper(BIG, BIG[:-1] + b"!")
+    received = [await anext(reader)]
+    tamper(BIG, bytes(len(BIG)))
 
-    with pytest.raises(ObjectCorrupt):
-        async for _ in reader:
-            pass
+    with contextlib.suppress(ObjectCorrupt):
+        async for chunk in reader:
+            received.append(chunk)
+
+    assert BIG[1:].startswith(b"".join(received))
 
 
 async def test_an_altered_object_is_mended_by_putting_it_again(
@@ -256,12 +259,17 @@ async def test_many_parts_may_be_read_at_once(store: ObjectStore) -> None:
     assert b"".join(parts[start] for start in sorted(parts)) == BIG
 
 
-async def test_a_reader_is_not_disturbed_by_deletion(store: ObjectStore) -> None:
+async def test_a_slow_reader_does_not_keep_anybody_from_deleting(store: ObjectStore) -> None:
     stored = await store.put(stream(BIG))
     reader = store.get(stored.digest)
     received = [await anext(reader)]
 
-    await store.delete(stored.digest)
+    with anyio.fail_after(10):
+        await store.delete(stored.digest)
 
-    received += [chunk async for chunk in reader]
-    assert b"".join(received) == BIG
+    with contextlib.suppress(ObjectMissing):
+        async for chunk in reader:
+            received.append(chunk)
+    assert BIG.startswith(b"".join(received))
+    with pytest.raises(ObjectMissing):
+        await store.stat(stored.digest)

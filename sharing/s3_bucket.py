@@ -1,0 +1,416 @@
+"""One bucket of an S3 server, as blocking calls: the only module that knows the minio SDK.
+
+Each call has a timeout and a bounded number of tries, and may therefore be repeated by itself;
+callers count on no more than that. Keys and secrets are in no error: these name the bucket and
+the right that is lacking.
+
+The SDK offers multipart uploads only as a whole and conditional writes not at all, so requests go
+through its ``_execute`` (signing, regions, redirects). Source: Amazon S3 API Reference, 2006-03-01;
+the codes that start with XMinio are MinIO's (cmd/api-errors.go).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from base64 import b64encode
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from enum import Enum
+from pathlib import Path
+from typing import Final
+from xml.etree import ElementTree
+
+import certifi
+import urllib3
+from minio import Minio
+from minio.commonconfig import ENABLED, Filter
+from minio.error import InvalidResponseError, S3Error, ServerError
+from minio.lifecycleconfig import (
+    AbortIncompleteMultipartUpload,
+    Expiration,
+    LifecycleConfig,
+    NoncurrentVersionExpiration,
+    Rule,
+)
+from urllib3.exceptions import HTTPError
+from urllib3.response import BaseHTTPResponse
+
+from sharing.object_store import (
+    BucketMissing,
+    ObjectMissing,
+    RightMissing,
+    StoreError,
+    StoreFull,
+    StoreRefused,
+    StoreUnavailable,
+)
+
+CONNECT_S: Final = 3.0
+READ_S: Final = 20.0
+"""Longest silence of the server; a part of an upload takes far less."""
+MOST_TRIES: Final = 5
+FIRST_PAUSE_S: Final = 0.25
+STAGING: Final = "partial/"
+"""Of uploads whose name is not known yet; nobody reads there."""
+
+_MISSING: Final = frozenset({"NoSuchKey", "NoSuchVersion", "MethodNotAllowed"})
+_FULL: Final = frozenset(
+    {"XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "QuotaExceeded", "InsufficientStorage"}
+)
+_CREDENTIALS: Final = frozenset(
+    {
+        "InvalidAccessKeyId",
+        "SignatureDoesNotMatch",
+        "ExpiredToken",
+        "InvalidToken",
+        "InvalidTokenId",
+        "AccountProblem",
+    }
+)
+_CONDITION: Final = frozenset({"PreconditionFailed", "ConditionalRequestConflict"})
+_PASSING: Final = frozenset(
+    {
+        "SlowDown",
+        "SlowDownRead",
+        "SlowDownWrite",
+        "RequestTimeout",
+        "IncompleteBody",
+        "BadDigest",
+        "XAmzContentSHA256Mismatch",
+        "OperationAborted",
+    }
+)
+
+
+class Right(Enum):
+    """What a policy must allow for a call to work."""
+
+    READ = "s3:GetObject"
+    WRITE = "s3:PutObject"
+    DELETE = "s3:DeleteObject"
+    ABORT = "s3:AbortMultipartUpload"
+    LIST = "s3:ListBucket"
+    MAKE = "s3:CreateBucket"
+    EXPIRE = "s3:PutLifecycleConfiguration"
+
+
+class ConditionFailed(StoreError):
+    """The object is not (or no longer) as a condition of the call said."""
+
+
+class UploadGone(StoreUnavailable):
+    """The multipart upload was completed or discarded before."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Address:
+    """Where an S3 server is and who we are there.
+
+    Attributes:
+        endpoint: ``HOST`` or ``HOST:PORT``.
+        secure: True for HTTPS.
+        region: The buckets' region.
+        access_key: Whose credentials.
+        secret_key: Secret of ``access_key``; never shown.
+        session_token: Of temporary credentials; empty for lasting ones.
+        ca_file: Certificates to trust instead of the public authorities'.
+    """
+
+    endpoint: str
+    secure: bool = True
+    region: str = "us-east-1"
+    access_key: str
+    secret_key: str = field(repr=False)
+    session_token: str = field(default="", repr=False)
+    ca_file: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One state of an object.
+
+    Attributes:
+        size_bytes: Its length.
+        etag: Changes when the bytes do.
+        changed: When it was written, as the server spells it.
+        id: Its name in a bucket with versions; otherwise empty.
+    """
+
+    size_bytes: int
+    etag: str
+    changed: str
+    id: str
+
+
+class Bucket:
+    """A bucket; may be used by several threads at once."""
+
+    def __init__(self, address: Address, name: str, *, num_connections: int = 16) -> None:
+        """Nothing is asked of the server yet.
+
+        Args:
+            address: Where it is.
+            name: Its name.
+            num_connections: Most connections that are kept open.
+        """
+        self.name = name
+        self._http = urllib3.PoolManager(
+            maxsize=num_connections,
+            timeout=urllib3.Timeout(connect=CONNECT_S, read=READ_S),
+            cert_reqs="CERT_REQUIRED",
+            ca_certs=str(address.ca_file or certifi.where()),
+            retries=urllib3.Retry(
+                total=MOST_TRIES,
+                read=2,
+                status=3,
+                redirect=0,
+                backoff_factor=FIRST_PAUSE_S,
+                status_forcelist=(500, 502, 503, 504),
+                allowed_methods=None,
+                raise_on_status=False,
+            ),
+        )
+        self._client = Minio(
+            address.endpoint,
+            access_key=address.access_key,
+            secret_key=address.secret_key,
+            session_token=address.session_token or None,
+            secure=address.secure,
+            region=address.region,
+            http_client=self._http,
+        )
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.clear()
+
+    def version(self, key: str) -> Version:
+        """The present state of an object.
+
+        Raises:
+            ObjectMissing: There is none.
+        """
+        try:
+            headers = self._call(Right.READ, "HEAD", key).headers
+        except ObjectMissing:
+            self.require()  # for an answer to HEAD has no body that tells what is missing
+            raise
+        return Version(
+            size_bytes=int(headers["Content-Length"]),
+            etag=headers["ETag"],
+            changed=headers["Last-Modified"],
+            id=headers.get("x-amz-version-id", ""),
+        )
+
+    def read(self, key: str, version: Version, start: int, stop: int) -> bytes:
+        """The bytes ``start`` to ``stop`` (exclusive, within it) of one state of an object.
+
+        Raises:
+            ObjectMissing: It was deleted.
+            ConditionFailed: It was written since.
+        """
+        headers = {"Range": f"bytes={start}-{stop - 1}", "If-Match": version.etag}
+        query = {"versionId": version.id} if version.id else {}
+        content = self._call(Right.READ, "GET", key, headers=headers, query=query).data
+        if len(content) != stop - start:
+            raise StoreUnavailable(f"bucket {self.name}: an answer was cut short")
+        return content
+
+    def put(self, key: str, content: bytes, condition: Mapping[str, str]) -> None:
+        """Write an object in one go.
+
+        Raises:
+            ConditionFailed: ``condition`` (headers of RFC 9110, section 13) does not hold.
+        """
+        self._call(Right.WRITE, "PUT", key, body=content, headers=condition)
+
+    def begin(self, key: str) -> str:
+        """Begin a multipart upload; its name."""
+        headers = {"Content-Type": "application/octet-stream"}
+        answer = self._call(Right.WRITE, "POST", key, headers=headers, query={"uploads": ""})
+        return _text(answer.data, "UploadId")
+
+    def put_part(self, key: str, upload: str, number: int, content: bytes) -> str:
+        """Add a part, numbered from 1; its ETag.
+
+        Raises:
+            UploadGone: The upload was completed or discarded.
+        """
+        query = {"partNumber": str(number), "uploadId": upload}
+        return self._call(Right.WRITE, "PUT", key, body=content, query=query).headers["ETag"]
+
+    def copy_part(
+        self, key: str, upload: str, number: int, source: str, start: int, stop: int
+    ) -> str:
+        """Add bytes of another object of the bucket as a part, on the server; its ETag.
+
+        The right to write was needed to begin the upload, so what lacks is the one to read.
+        """
+        headers = {
+            "x-amz-copy-source": f"/{self.name}/{source}",
+            "x-amz-copy-source-range": f"bytes={start}-{stop - 1}",
+        }
+        query = {"partNumber": str(number), "uploadId": upload}
+        answer = self._call(Right.READ, "PUT", key, headers=headers, query=query)
+        return _text(answer.data, "ETag")
+
+    def complete(
+        self, key: str, upload: str, etags: Sequence[str], condition: Mapping[str, str]
+    ) -> None:
+        """Make the parts, in order, an object.
+
+        Raises:
+            ConditionFailed: ``condition`` does not hold; the upload is as it was.
+            UploadGone: The upload was completed or discarded.
+        """
+        root = ElementTree.Element("CompleteMultipartUpload")
+        for number, etag in enumerate(etags, 1):
+            part = ElementTree.SubElement(root, "Part")
+            ElementTree.SubElement(part, "PartNumber").text = str(number)
+            ElementTree.SubElement(part, "ETag").text = etag
+        body = ElementTree.tostring(root)
+        md5 = b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
+        headers = {"Content-Type": "application/xml", "Content-MD5": md5, **condition}
+        answer = self._call(
+            Right.WRITE, "POST", key, body=body, headers=headers, query={"uploadId": upload}
+        )
+        root = ElementTree.fromstring(answer.data)  # noqa: S314 - from the server we trust with all
+        if root.tag.rpartition("}")[2] == "Error":  # S3 may say 200 before it fails
+            raise StoreUnavailable(f"bucket {self.name}: an upload could not be completed")
+
+    def abort(self, key: str, upload: str) -> None:
+        """Discard an upload and its parts; may be repeated."""
+        with contextlib.suppress(UploadGone):
+            self._call(Right.ABORT, "DELETE", key, query={"uploadId": upload})
+
+    def remove(self, key: str) -> None:
+        """Delete an object; deleting an absent one is a no-op."""
+        with contextlib.suppress(ObjectMissing):
+            self._call(Right.DELETE, "DELETE", key)
+
+    def link(self, key: str, lifetime: timedelta, file_name: str) -> str:
+        """A URL that reads the object, for whoever has it; nothing is asked of the server."""
+        disposition = {"response-content-disposition": f'attachment; filename="{file_name}"'}
+        with self._translated(Right.READ, is_object=True):
+            return self._client.presigned_get_object(
+                self.name, key, expires=lifetime, response_headers={**disposition}
+            )
+
+    def require(self) -> None:
+        """Raise unless the bucket is there.
+
+        Raises:
+            BucketMissing: It is not.
+        """
+        self._call(Right.LIST, "HEAD")
+
+    def make(self) -> bool:
+        """Make the bucket, with rules that clear up after writers that died; False if it is there.
+
+        Raises:
+            RightMissing: It is not there, and we may not make it.
+        """
+        try:
+            self.require()
+        except BucketMissing:
+            with self._translated(Right.MAKE, is_object=False):
+                self._client.make_bucket(self.name)
+            with self._translated(Right.EXPIRE, is_object=False):
+                self._client.set_bucket_lifecycle(self.name, _RULES)
+            return True
+        return False
+
+    def _call(
+        self,
+        right: Right,
+        method: str,
+        key: str | None = None,
+        *,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        query: Mapping[str, str] | None = None,
+    ) -> BaseHTTPResponse:
+        with self._translated(right, is_object=key is not None):
+            return self._client._execute(
+                method,
+                self.name,
+                key,
+                body=body,
+                headers=dict(headers or {}),
+                query_params=dict(query or {}),
+            )
+
+    @contextlib.contextmanager
+    def _translated(self, right: Right, *, is_object: bool) -> Iterator[None]:
+        """Turn what the SDK says into what the port says."""
+        try:
+            yield
+        except S3Error as error:
+            raise self._refusal(error, right, is_object=is_object) from None
+        except (ServerError, InvalidResponseError) as error:
+            raise StoreUnavailable(
+                f"bucket {self.name}: the server cannot be understood"
+            ) from error
+        except HTTPError as error:
+            raise StoreUnavailable(f"bucket {self.name}: {_reason(error)}") from None
+
+    def _refusal(self, error: S3Error, right: Right, *, is_object: bool) -> StoreError:
+        code = error.response.headers.get("x-minio-error-code") or error.code
+        place = f"bucket {self.name}"
+        if code == "NoSuchBucket" or (error.response.status == 404 and not is_object):
+            return BucketMissing(f"{place} does not exist")
+        if code in _MISSING:
+            return ObjectMissing(f"{place} has no such object")
+        if code in _CONDITION:
+            return ConditionFailed(f"{place}: the object was written by someone else")
+        if code == "NoSuchUpload":
+            return UploadGone(f"{place}: the upload is gone")
+        if code in _FULL:
+            return StoreFull(f"{place}: no room is left, or its quota is used up")
+        if code in _CREDENTIALS:
+            return StoreRefused(f"{place}: the server does not accept the credentials ({code})")
+        if code in ("AccessDenied", "AllAccessDisabled"):
+            return RightMissing(f"{place}: the credentials lack the right {right.value}")
+        if code == "RequestTimeTooSkewed":
+            return StoreRefused(f"{place}: the clocks of this machine and the server differ")
+        if code in _PASSING or error.response.status >= 500:
+            return StoreUnavailable(f"{place}: the server cannot just now ({code})")
+        return StoreError(f"{place}: the server refused a request ({code})")
+
+
+_DAY: Final = 1
+_RULES: Final = LifecycleConfig(
+    [
+        Rule(
+            ENABLED,
+            rule_id="foedus-abandoned-uploads",
+            rule_filter=Filter(prefix=""),
+            abort_incomplete_multipart_upload=AbortIncompleteMultipartUpload(
+                days_after_initiation=_DAY
+            ),
+            noncurrent_version_expiration=NoncurrentVersionExpiration(noncurrent_days=_DAY),
+        ),
+        Rule(
+            ENABLED,
+            rule_id="foedus-abandoned-staging",
+            rule_filter=Filter(prefix=STAGING),
+            expiration=Expiration(days=_DAY),
+        ),
+    ]
+)
+
+
+def _text(document: bytes, name: str) -> str:
+    root = ElementTree.fromstring(document)  # noqa: S314 - from the server we trust with all
+    found = root.findtext(f"{{*}}{name}")
+    if not found:
+        raise StoreUnavailable(f"the server's answer has no {name}")
+    return found
+
+
+def _reason(error: HTTPError) -> str:
+    """What happened, without the URL that urllib3 writes into it."""
+    cause = getattr(error, "reason", None) or error
+    return f"the server did not answer ({type(cause).__name__})"

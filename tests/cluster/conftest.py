@@ -1,0 +1,58 @@
+"""The lab's services, started when a test needs them; nothing here is collected without a lab."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from sharing.s3_bucket import Address
+from tests.cluster import minio_server
+
+LAB = os.environ.get("FOEDUS_LAB", "")
+MINIO = Path(os.environ.get("LAB_HOME") or Path.home() / ".cache" / "lab") / "bin" / "minio"
+
+collect_ignore_glob = [] if LAB else ["test_*.py"]
+
+
+def services(*names: str) -> Mapping[str, str]:
+    """Start the lab's services of these names; their addresses and credentials."""
+    up = Path(LAB) / "services" / "up"
+    started = subprocess.run([up, *names], capture_output=True, text=True, check=True, timeout=300)
+    words = shlex.split(Path(started.stdout.split()[-1]).read_text(), comments=True)
+    return dict(word.split("=", 1) for word in words if "=" in word)
+
+
+@pytest.fixture(scope="session")
+def s3() -> Address:
+    """The lab's MinIO, as its administrator."""
+    found = services("minio")
+    return Address(
+        endpoint=found["LAB_S3_ENDPOINT"],
+        secure=False,
+        region=found["LAB_S3_REGION"],
+        access_key=found["LAB_S3_ACCESS_KEY"],
+        secret_key=found["LAB_S3_SECRET_KEY"],
+    )
+
+
+@pytest.fixture
+def bucket(s3: Address) -> Iterator[str]:
+    """Name of a bucket that is not there yet, and is gone afterwards."""
+    name = f"foedus-test-{uuid4().hex[:12]}"
+    yield name
+    minio_server.empty(s3, name)
+
+
+@pytest.fixture
+def own_server(s3: Address, tmp_path: Path) -> Iterator[minio_server.Server]:
+    """A MinIO that may be killed."""
+    server = minio_server.Server(MINIO, tmp_path / "minio")
+    server.start()
+    yield server
+    server.kill()
