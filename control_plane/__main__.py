@@ -73,8 +73,7 @@ def main(
         settings = Settings()
     except ValidationError as error:
         for problem in error.errors():
-            name = "_".join(map(str, problem["loc"])).upper()
-            _complain(f"FOEDUS_{name}: {problem['msg']}")
+            _complain(_place_of(problem["loc"]) + problem["msg"].removeprefix("Value error, "))
         return EXIT_SETTINGS
     try:
         with claimed(settings.data):
@@ -85,6 +84,14 @@ def main(
     except OSError as error:
         _complain(f"FOEDUS_DATA: {settings.data} cannot be used: {error.strerror}")
         return EXIT_STARTUP
+
+
+def _place_of(location: tuple[int | str, ...]) -> str:
+    """The variable that a problem is with; nothing where it is with several."""
+    name = "_".join(map(str, location)).upper()
+    if not name:
+        return ""
+    return f"{name}: " if name.startswith(("FOEDUS_", "MINIO_")) else f"FOEDUS_{name}: "
 
 
 def _serve(settings: Settings, engine: WorkflowEngine) -> int:

@@ -37,7 +37,7 @@ from control_plane.data_folder import server_key
 from control_plane.platform import Rules, open_platform
 from control_plane.reconciler import Reconciler
 from control_plane.settings import Settings
-from sharing.directory_store import DirectoryStore
+from control_plane.stores import open_store
 from workflows.engine import WorkflowEngine
 from workflows.local_engine import LocalEngine
 
@@ -100,10 +100,10 @@ def create_app(
 
     @asynccontextmanager
     async def life(app: Litestar) -> AsyncIterator[None]:
-        store = DirectoryStore(settings.data)
-        async with open_platform(
-            folder=settings.data, store=store, rules=_rules(settings)
-        ) as platform:
+        async with (
+            open_store(settings) as store,
+            open_platform(folder=settings.data, store=store, rules=_rules(settings)) as platform,
+        ):
             await bootstrap(platform, announce_token)
             reconciler = Reconciler(platform, engine, url)
             app.state["service"] = Service(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import ipaddress
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import AliasChoices, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -18,9 +18,15 @@ def default_data_folder() -> Path:
 
 
 class Settings(BaseSettings):
-    """Settings of the control plane. Sizes are in units of 2**20 or 2**10 bytes."""
+    """Settings of the control plane. Sizes are in units of 2**20 or 2**10 bytes.
 
-    model_config = SettingsConfigDict(env_prefix="FOEDUS_", extra="ignore", frozen=True)
+    Some of the object store's are also read from the names that MinIO deployments commonly give
+    them (``MINIO_ENDPOINT``, ``MINIO_ACCESS``, ``MINIO_SECRET``, ``MINIO_SECURE``); ours win.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="FOEDUS_", extra="ignore", frozen=True, populate_by_name=True
+    )
 
     data: Path = Field(default_factory=default_data_folder)
     """Folder of everything that lasts: database, objects, scratch of attempts, logs. Default
@@ -85,8 +91,70 @@ class Settings(BaseSettings):
     shutdown_s: float = Field(default=5.0, gt=0)
     """How long requests under way may take after SIGTERM, in seconds; attempts go on regardless."""
 
+    store: Literal["directory", "s3"] = "directory"
+    """Where objects (models, data sets, checkpoints) lie: ``directory``, under the data folder; or
+    ``s3``, in a bucket of an S3 server such as MinIO, which the ``s3_...`` settings name. Objects
+    are not moved when it changes."""
+
+    s3_endpoint: str = Field(
+        default="",
+        pattern=r"^([A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\])?(:[0-9]+)?$",
+        validation_alias=AliasChoices("FOEDUS_S3_ENDPOINT", "MINIO_ENDPOINT"),
+    )
+    """``HOST`` or ``HOST:PORT`` of the S3 server, without ``http://``."""
+
+    s3_secure: bool = Field(
+        default=True, validation_alias=AliasChoices("FOEDUS_S3_SECURE", "MINIO_SECURE")
+    )
+    """Whether to speak HTTPS with it. If not, whoever listens can read every object."""
+
+    s3_ca_file: Path | None = None
+    """Certificates (PEM) to trust for it; by default those of the public authorities."""
+
+    s3_region: str = "us-east-1"
+    """Region of the bucket; MinIO has this one unless it was set up otherwise."""
+
+    s3_bucket: str = Field(default="foedus", pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")
+    """Bucket of the objects. It is made at the start if it is not there, with rules that
+    clear up what died half-way; that needs the right s3:CreateBucket."""
+
+    s3_access_key: str = Field(
+        default="", validation_alias=AliasChoices("FOEDUS_S3_ACCESS_KEY", "MINIO_ACCESS")
+    )
+    """Whose credentials. They need s3:ListBucket, s3:GetObject, s3:PutObject,
+    s3:DeleteObject and s3:AbortMultipartUpload in the bucket, and no more once it is there."""
+
+    s3_secret_key: SecretStr = Field(
+        default=SecretStr(""),
+        validation_alias=AliasChoices("FOEDUS_S3_SECRET_KEY", "MINIO_SECRET"),
+    )
+    """Secret of the access key; ``s3_secret_key_file`` keeps it out of the environment."""
+
+    s3_secret_key_file: Path | None = None
+    """File that holds the secret of the access key; read once at the start, and wins."""
+
+    s3_public_endpoint: str = Field(default="", pattern=r"^[A-Za-z0-9.:\[\]-]*$")
+    """``HOST[:PORT]`` by which clients reach the S3 server, for links to objects; by
+    default the endpoint itself."""
+
+    link_s: int = Field(default=300, ge=1, le=604800)
+    """Seconds for which a link to an object is good. Whoever has the link has the object."""
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least level of the JSON log on standard error; ``debug`` adds every read request."""
+
+    @model_validator(mode="after")
+    def _has_what_its_store_needs(self) -> Self:
+        if self.store == "s3":
+            named = {
+                "FOEDUS_S3_ENDPOINT": self.s3_endpoint,
+                "FOEDUS_S3_ACCESS_KEY": self.s3_access_key,
+            }
+            if self.s3_secret_key_file is None:
+                named["FOEDUS_S3_SECRET_KEY"] = self.s3_secret_key.get_secret_value()
+            if missing := [name for name, value in named.items() if not value]:
+                raise ValueError(f"FOEDUS_STORE=s3 needs {', '.join(missing)}")
+        return self
 
     @property
     def reachable_host(self) -> str:

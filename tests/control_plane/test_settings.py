@@ -59,3 +59,39 @@ def test_every_setting_says_what_it_does() -> None:
     for name in Settings.model_fields:
         after = source.partition(f"\n    {name}: ")[2]
         assert after.split("\n\n")[0].count('"""') == 2, name
+
+
+S3 = {"MINIO_ENDPOINT": "127.0.0.1:9000", "MINIO_ACCESS": "key", "MINIO_SECRET": "hidden"}
+
+
+def test_a_bucket_may_be_named_as_minio_deployments_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {**S3, "MINIO_SECURE": "false", "FOEDUS_STORE": "s3"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("FOEDUS_S3_ENDPOINT", "minio:9000")
+
+    settings = Settings()
+
+    assert (settings.s3_endpoint, settings.s3_access_key) == ("minio:9000", "key")
+    assert not settings.s3_secure
+    assert settings.s3_secret_key.get_secret_value() == "hidden"
+    assert "hidden" not in repr(settings)
+
+
+@pytest.mark.parametrize("missing", S3)
+def test_a_bucket_without_address_or_credentials_is_refused(
+    monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    for name, value in {**S3, "FOEDUS_STORE": "s3"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv(missing)
+
+    with pytest.raises(ValidationError, match="FOEDUS_STORE=s3 needs FOEDUS_S3_") as refused:
+        Settings()
+
+    assert "hidden" not in refused.value.errors()[0]["msg"]
+
+
+@pytest.mark.parametrize("endpoint", ["http://minio:9000", "minio:9000/path", "minio:port", "a b"])
+def test_an_endpoint_is_a_host_and_a_port(endpoint: str) -> None:
+    with pytest.raises(ValidationError):
+        Settings(s3_endpoint=endpoint)

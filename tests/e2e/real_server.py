@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import httpx
@@ -24,8 +24,9 @@ PATIENCE = Patience(first_s=0.02, longest_s=0.2, total_s=START_S)
 
 
 class RealServer:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, str]) -> None:
         self._folder = folder
+        self._settings = settings
         self._port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self.url = f"http://127.0.0.1:{self._port}"
@@ -44,6 +45,7 @@ class RealServer:
             "FOEDUS_DATA": str(self._folder / "data"),
             "FOEDUS_PORT": str(self._port),
             "FOEDUS_FIRST_TOKEN_FILE": str(self._folder / "token"),
+            **self._settings,
         }
         with (self._folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -98,9 +100,9 @@ class RealServer:
 
 
 @contextlib.contextmanager
-def running(folder: Path) -> Iterator[RealServer]:
+def running(folder: Path, **settings: str) -> Iterator[RealServer]:
     """A server, ended with everything that it started."""
-    server = RealServer(folder)
+    server = RealServer(folder, settings)
     server.start()
     try:
         yield server

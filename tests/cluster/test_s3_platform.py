@@ -1,0 +1,87 @@
+"""The product's own server over a bucket: the same jobs, and the same models."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from sharing.object_store import digest_of_file
+from sharing.s3_bucket import Address
+from tests.cluster.minio_server import Server, client
+from tests.e2e.jobs import small
+from tests.e2e.real_server import RealServer, running
+from workflows.run import Phase
+
+WAIT_S = 120.0
+AWAY_S = 3.0
+
+
+def settings(address: Address, bucket: str, folder: Path) -> Mapping[str, str]:
+    secret = folder / "secret"
+    secret.write_text(address.secret_key + "\n")
+    return {
+        "FOEDUS_STORE": "s3",
+        "FOEDUS_S3_BUCKET": bucket,
+        "FOEDUS_S3_SECRET_KEY_FILE": str(secret),
+        "MINIO_ENDPOINT": address.endpoint,
+        "MINIO_ACCESS": address.access_key,
+        "MINIO_SECURE": "false",
+    }
+
+
+def model_of_a_job(server: RealServer, folder: Path, fault: Server | None = None) -> str:
+    """Digest of the model that comes of a job, whose store is killed in every round but one."""
+    with server.client() as platform:
+        submitted = platform.submit(small("digits"))
+        for done_round in submitted.rounds(timeout_s=WAIT_S):
+            if fault and done_round.number < 4:
+                fault.kill()
+                time.sleep(AWAY_S)
+                fault.start()
+        done = submitted.wait(timeout_s=WAIT_S)
+        assert done.phase is Phase.SUCCEEDED, done
+        made = {found.name: found for found in submitted.artifacts()}["model.safetensors"]
+        path = submitted.pull_artifact(made, folder / "found.safetensors")
+    return digest_of_file(path)
+
+
+def test_a_job_over_a_bucket_makes_the_model_of_one_over_a_folder(
+    s3: Address, bucket: str, tmp_path: Path
+) -> None:
+    with running(tmp_path / "folder") as server:
+        expected = model_of_a_job(server, tmp_path)
+
+    with running(tmp_path / "bucket", **settings(s3, bucket, tmp_path)) as server:
+        found = model_of_a_job(server, tmp_path)
+        log = server.log
+
+    assert found == expected
+    assert not (tmp_path / "bucket" / "data" / "objects").exists()
+    kept = [item.object_name for item in client(s3).list_objects(bucket, recursive=True)]
+    assert "objects/" + expected.removeprefix("sha256:") in kept
+    assert not [name for name in kept if not (name or "").startswith("objects/")]
+    assert s3.secret_key not in log
+
+
+def test_a_store_that_is_killed_again_and_again_loses_nothing(
+    own_server: Server, tmp_path: Path
+) -> None:
+    with running(tmp_path / "folder") as server:
+        expected = model_of_a_job(server, tmp_path)
+
+    with running(tmp_path / "bucket", **settings(own_server.address, "kept", tmp_path)) as server:
+        assert model_of_a_job(server, tmp_path, fault=own_server) == expected
+
+
+def test_a_server_without_its_bucket_server_does_not_start_and_tells_why(tmp_path: Path) -> None:
+    nowhere = Address(endpoint="127.0.0.1:1", access_key="nobody", secret_key="quite-hidden")
+    server = RealServer(tmp_path / "bucket", settings(nowhere, "kept", tmp_path))
+
+    with pytest.raises(AssertionError):
+        server.start()
+
+    assert "the server did not answer" in server.log
+    assert "quite-hidden" not in server.log
