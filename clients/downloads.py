@@ -14,6 +14,8 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import IO, Final
 
+import msgspec
+
 from clients.errors import DownloadBusy, DownloadCorrupt, FileRefused, Unavailable, Unreachable
 from clients.transport import Call, Retrying, Transport
 from sharing.object_store import Digest, digest_of_file
@@ -76,7 +78,7 @@ def _gather(
     retrying = Retrying(transport.patience)
     while (have := file.seek(0, os.SEEK_END)) < size_bytes:
         headers = {"Range": f"bytes={have}-", "If-Range": f'"{digest}"'} if have else {}
-        piece = Call(method="GET", path=call.path, params=call.params, headers=headers)
+        piece = msgspec.structs.replace(call, headers=headers)
         try:
             with transport.opened(piece) as response:
                 if response.status_code != HTTPStatus.PARTIAL_CONTENT:

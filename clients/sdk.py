@@ -332,13 +332,22 @@ class Models:
         """
         return _get(self._transport, f"/v1/models/{_part(model_id)}", Model)
 
-    def pull(self, model_id: str, variant: str = "onnx-fp32", path: str | Path = ".") -> Path:
+    def pull(
+        self,
+        model_id: str,
+        variant: str = "onnx-fp32",
+        path: str | Path = ".",
+        *,
+        direct: bool = False,
+    ) -> Path:
         """Fetch a form of a model, verified by its digest; resumes where it was broken off.
 
         Args:
             model_id: The model.
             variant: Which form.
             path: Where to; a folder gets a file named after the model.
+            direct: Take the bytes from the object store itself, if it hands out links; this
+                machine must reach it.
 
         Returns:
             The file.
@@ -361,7 +370,8 @@ class Models:
             stem = "".join(c if c.isalnum() or c in "-_." else "-" for c in model.name).strip(".")
             target = target / f"{stem}.{suffix}"
         content = f"/v1/models/{_part(model.id)}/content"
-        call = Call(method="GET", path=content, params={"variant": variant})
+        params = {"variant": variant} | ({"direct": "true"} if direct else {})
+        call = Call(method="GET", path=content, params=params, takes_link=direct)
         download(self._transport, call, found.digest, found.size_bytes, target)
         return target
 

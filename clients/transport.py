@@ -3,13 +3,15 @@
 A request that may be repeated is repeated while the connection fails or the server says that it is
 away (429, 502, 503, 504; RFC 9110 section 10.2.3 for Retry-After), until patience runs out. What
 may not be repeated is only tried again when it surely never left. Redirects are not followed, so
-that a token goes to one place alone.
+that a token goes to one place alone; but for links to objects, which are asked for, and followed
+once and without the token. A link is a secret: no error names it, and httpx may not log it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ipaddress
+import logging
 import random
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -98,6 +100,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
         body: Bytes, or a file that is streamed.
         is_repeatable: Whether doing it twice is doing it once.
         answer_s: Longest silence before the answer, in seconds; None for the usual.
+        takes_link: Whether the answer may be fetched from where the server says.
     """
 
     method: str
@@ -107,6 +110,16 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     body: bytes | Path | None = None
     is_repeatable: bool = True
     answer_s: float | None = None
+    takes_link: bool = False
+
+
+def _tells_no_link(record: logging.LogRecord) -> bool:
+    """False for what httpx and httpcore would tell of a link to an object."""
+    return "X-Amz-Signature" not in record.getMessage()
+
+
+for _name in ("httpx", "httpcore.http11"):
+    logging.getLogger(_name).addFilter(_tells_no_link)
 
 
 class Transport:
@@ -126,12 +139,9 @@ class Transport:
         Raises:
             NotSecure: Plain HTTP to another machine, and it was not allowed.
         """
+        self._allow_plain_http = allow_plain_http
+        self._require_secure(url, "the token")
         is_local = is_loopback(url)
-        if urlsplit(url).scheme != "https" and not (is_local or allow_plain_http):
-            raise NotSecure(
-                f"{url}: the token would travel in the clear; use https://, or set "
-                "FOEDUS_ALLOW_PLAIN_HTTP=1 where the network itself is private"
-            )
         self.url = url.rstrip("/")
         self.patience = patience
         self._timeout = httpx.Timeout(timeout_s, connect=5.0, pool=timeout_s)
@@ -141,10 +151,12 @@ class Transport:
             timeout=self._timeout,
             trust_env=not is_local,  # a proxy cannot reach what is on this machine
         )
+        self._without_token = httpx.Client(timeout=self._timeout)
 
     def close(self) -> None:
         """Close all connections."""
         self._client.close()
+        self._without_token.close()
 
     def send(self, call: Call) -> httpx.Response:
         """The answer, read whole.
@@ -206,11 +218,44 @@ class Transport:
                 content=body,
                 timeout=timeout,
             ) as response:
-                if not response.is_success:
-                    raise _refusal(response)
-                yield response
+                if not (call.takes_link and response.status_code == HTTPStatus.TEMPORARY_REDIRECT):
+                    if not response.is_success:
+                        raise _refusal(response)
+                    yield response
+                    return
+                link = response.headers.get("location", "")
         except httpx.TransportError as error:
             raise Unreachable(_say(error, self.url)) from error
+        with self._linked(call, link) as response:
+            yield response
+
+    @contextlib.contextmanager
+    def _linked(self, call: Call, link: str) -> Iterator[httpx.Response]:
+        """The object that a link leads to; its digest is the caller's to check.
+
+        Raises:
+            ApiError: The store refused.
+            NotSecure: The link would go over plain HTTP to another machine, which is not allowed.
+            Unreachable: The store did not answer, or broke off.
+        """
+        place = urlsplit(link)._replace(path="", query="", fragment="").geturl()
+        self._require_secure(place, "the link")
+        headers = {name: text for name, text in call.headers.items() if name == "Range"}
+        try:
+            with self._without_token.stream(call.method, link, headers=headers) as response:
+                if not response.is_success:
+                    raise _refused_link(response, place)
+                yield response
+        except httpx.TransportError as error:
+            raise Unreachable(_say(error, place)) from None  # httpx's own error holds the link
+
+    def _require_secure(self, url: str, secret: str) -> None:
+        if urlsplit(url).scheme == "https" or is_loopback(url) or self._allow_plain_http:
+            return
+        raise NotSecure(
+            f"{url}: {secret} would travel in the clear; use https://, or set "
+            "FOEDUS_ALLOW_PLAIN_HTTP=1 where the network itself is private"
+        )
 
 
 def understand(content: bytes | str, kind: type[T]) -> T:
@@ -256,6 +301,17 @@ def _refusal(response: httpx.Response) -> ApiError:
         hint = "the answer is not from a Foedus server; is the address right?"
         problem = Problem(type="", title=title, status=response.status_code, hint=hint)
     return from_problem(problem, _seconds(response.headers.get("retry-after", "")))
+
+
+def _refused_link(response: httpx.Response, place: str) -> ApiError:
+    problem = Problem(
+        type="",
+        title=f"{response.status_code} {response.reason_phrase}",
+        status=response.status_code,
+        detail=f"the object store at {place} refused its own link",
+        hint="Try again, or without taking it directly.",
+    )
+    return from_problem(problem, 0.0)
 
 
 def _seconds(text: str) -> float:

@@ -49,11 +49,15 @@ def pull(
         Path, typer.Option("--output", "-o", help="File or folder to write to.")
     ] = Path(),
     variant: Variant = "onnx-fp32",
+    direct: Annotated[
+        bool,
+        typer.Option("--direct", help="From the object store itself, if it hands out links."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Fetch a model, verified by its digest; a broken download is resumed."""
     with connect() as foedus:
-        path = foedus.models.pull(model_id, variant, output)
+        path = foedus.models.pull(model_id, variant, output, direct=direct)
     if as_json:
         say_json({"model": model_id, "variant": variant, "path": str(path)})
     else:

@@ -148,6 +148,12 @@ def download(
     return Stream(chunks, status_code=206 if part else 200, media_type=media_type, headers=headers)
 
 
+def to_link(link: str) -> Response[Any]:
+    """Send the caller to a link that is a secret of theirs: no cache keeps it, no page tells it."""
+    headers = {"Location": link, "Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
+    return Response(None, status_code=307, headers=headers)
+
+
 def reading(operation: str) -> OperationIDCreator:
     """Names the operations of a handler that answers both GET and HEAD."""
     return lambda _handler, method, _path: operation + ("Head" if method == "HEAD" else "")

@@ -127,6 +127,8 @@ def _complete(operation: dict[str, Any], opt: Mapping[str, Any], title: str) -> 
     if RangeNotSatisfiable in opt.get("problems", ()):
         responses["206"] = {**responses["200"], "description": "The part asked for by Range."}
         responses["304"] = {"description": "The caller has it: If-None-Match names its ETag."}
+    if opt.get("links") and title.startswith("GET"):
+        responses["307"] = {"description": "Take it from Location, with `direct=true`."}
     for status, (type_, description) in opt.get("also", {}).items():
         schema = {"$ref": f"{SCHEMAS}{type_.__name__}"}
         responses[str(status)] = {"description": description, "content": {JSON: {"schema": schema}}}

@@ -10,11 +10,11 @@ from litestar.params import FromPath, QueryParameter
 
 from clients.resources import Model, Page
 from control_plane import models
-from control_plane.api.bodies import DEFAULT_LIMIT, download, page, position, reading
+from control_plane.api.bodies import DEFAULT_LIMIT, download, page, position, reading, to_link
 from control_plane.api.jobs import Cursor, Limit
 from control_plane.api.ranges import RangeNotSatisfiable
 from control_plane.api.requests import Call
-from sharing.object_store import ObjectMissing
+from sharing.object_store import ObjectMissing, Presigning
 
 SUFFIXES = {"safetensors": "safetensors", "onnx-fp32": "onnx"}
 
@@ -43,6 +43,7 @@ async def get_model(request: Call, model: FromPath[str]) -> Model:
     opt={
         "streams": True,
         "content": ("application/octet-stream",),
+        "links": True,
         "problems": (RangeNotSatisfiable, ObjectMissing),
     },
 )
@@ -52,10 +53,23 @@ async def download_model(
     variant: Annotated[
         str, QueryParameter(description="One of the model's variants.")
     ] = "onnx-fp32",
+    direct: Annotated[
+        bool,
+        QueryParameter(
+            description="Take it from the object store itself, where that hands out links; the "
+            "link needs no token, is good for a short time, and nobody but you checks the digest."
+        ),
+    ] = False,
 ) -> Response[Any]:
     """Download a model; its ETag is its digest, and one range of bytes can be asked for."""
     platform = request.service.platform
     found = await models.get_variant(platform, request.who, model, variant)
+    file_name = f"{model}.{SUFFIXES.get(variant, 'bin')}"
+    if direct and request.method == "GET" and isinstance(platform.store, Presigning):
+        lifetime_s = request.service.settings.link_s
+        return to_link(
+            await platform.store.link(found.digest, lifetime_s=lifetime_s, file_name=file_name)
+        )
     await platform.store.stat(found.digest)
     return download(
         request,
@@ -63,7 +77,7 @@ async def download_model(
         digest=found.digest,
         size_bytes=found.size_bytes,
         media_type=found.media_type,
-        file_name=f"{model}.{SUFFIXES.get(variant, 'bin')}",
+        file_name=file_name,
     )
 
 

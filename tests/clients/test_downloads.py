@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 
 from clients.errors import (
+    ApiError,
     DownloadBusy,
     DownloadCorrupt,
     FileRefused,
     NotFound,
+    NotSecure,
     Unreachable,
     VariantMissing,
 )
@@ -168,3 +170,68 @@ def test_a_refusal_is_not_tried_again(tmp_path: Path) -> None:
         foedus.models.pull("model-1", path=tmp_path / "model.onnx")
 
     assert len(script.asked) == 2
+
+
+def test_a_link_is_followed_without_the_token_and_not_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    broken = cut(CONTENT[:1000], of=len(CONTENT))
+    with serving(broken, part(1000)) as store:
+        link = reply(307, Location=f"{store.url}/bucket/object?X-Amz-Signature=hidden")
+        with serving(value(MODEL), link, link) as script, client(script.url) as foedus:
+            path = foedus.models.pull("model-1", path=tmp_path / "model.onnx", direct=True)
+
+    assert path.read_bytes() == CONTENT
+    assert "direct=true" in script.asked[1].path
+    assert store.asked[1].headers["range"] == "bytes=1000-"
+    assert all("authorization" not in asked.headers for asked in store.asked)
+    assert "hidden" not in caplog.text
+
+
+def test_what_a_link_leads_to_is_verified(tmp_path: Path) -> None:
+    with serving(reply(200, b"x" * len(CONTENT)), reply(200, b"y" * len(CONTENT))) as store:
+        link = reply(307, Location=f"{store.url}/bucket/object")
+        with (
+            serving(value(MODEL), link, link) as script,
+            client(script.url) as foedus,
+            pytest.raises(DownloadCorrupt),
+        ):
+            foedus.models.pull("model-1", path=tmp_path / "model.onnx", direct=True)
+
+    assert names(tmp_path) == []
+
+
+def test_a_link_that_is_void_is_refused_and_not_told(tmp_path: Path) -> None:
+    with serving(reply(403, b"<Error/>")) as store:
+        link = reply(307, Location=f"{store.url}/bucket/object?X-Amz-Signature=hidden")
+        with (
+            serving(value(MODEL), link) as script,
+            client(script.url) as foedus,
+            pytest.raises(ApiError, match="refused its own link") as refused,
+        ):
+            foedus.models.pull("model-1", path=tmp_path / "model.onnx", direct=True)
+
+    assert "hidden" not in str(refused.value)
+
+
+def test_a_link_over_plain_http_to_another_machine_is_not_followed(tmp_path: Path) -> None:
+    link = reply(307, Location="http://192.0.2.1/bucket/object?X-Amz-Signature=hidden")
+    with (
+        serving(value(MODEL), link) as script,
+        client(script.url) as foedus,
+        pytest.raises(NotSecure, match="the link would travel in the clear") as refused,
+    ):
+        foedus.models.pull("model-1", path=tmp_path / "model.onnx", direct=True)
+
+    assert "hidden" not in str(refused.value)
+
+
+def test_a_redirect_that_was_not_asked_for_is_not_followed(tmp_path: Path) -> None:
+    elsewhere = reply(307, Location="http://127.0.0.1:1/")
+    with (
+        serving(value(MODEL), elsewhere) as script,
+        client(script.url) as foedus,
+        pytest.raises(ApiError, match="307"),
+    ):
+        foedus.models.pull("model-1", path=tmp_path / "model.onnx")

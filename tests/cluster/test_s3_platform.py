@@ -6,9 +6,10 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import httpx
 import pytest
 
-from sharing.object_store import digest_of_file
+from sharing.object_store import digest_of, digest_of_file
 from sharing.s3_bucket import Address
 from tests.cluster.minio_server import Server, client
 from tests.e2e.jobs import small
@@ -56,9 +57,22 @@ def test_a_job_over_a_bucket_makes_the_model_of_one_over_a_folder(
 
     with running(tmp_path / "bucket", **settings(s3, bucket, tmp_path)) as server:
         found = model_of_a_job(server, tmp_path)
+        with server.client() as platform:
+            [model] = platform.models.list()
+            pulled = platform.models.pull(model.id, "safetensors", tmp_path, direct=True)
+        content = f"{server.url}/v1/models/{model.id}/content?variant=safetensors&direct=true"
+        headers = {"Authorization": f"Bearer {server.token}"}
+        linked = httpx.get(content, headers=headers, trust_env=False)
+        link = linked.headers["location"]
+        fetched = httpx.get(link, trust_env=False)
+        forged = httpx.get(link.replace(expected[7:], "0" * 64), trust_env=False)
         log = server.log
 
-    assert found == expected
+    assert found == expected == digest_of_file(pulled) == digest_of(fetched.content)
+    assert (linked.status_code, linked.headers["cache-control"]) == (307, "no-store")
+    assert "Expires=300" in link
+    assert forged.status_code == 403
+    assert "X-Amz-Signature" not in log
     assert not (tmp_path / "bucket" / "data" / "objects").exists()
     kept = [item.object_name for item in client(s3).list_objects(bucket, recursive=True)]
     assert "objects/" + expected.removeprefix("sha256:") in kept

@@ -165,3 +165,9 @@ def test_the_model_is_hidden_from_others(server: Server, model: Model, stranger:
 
 def test_the_model_outlives_the_record_of_its_job(server: Server, model: Model) -> None:
     assert server.get(f"/v1/models/{model.id}/content").content == ONNX
+
+
+def test_a_store_without_links_hands_out_the_bytes(server: Server, model: Model) -> None:
+    answer = server.get(f"/v1/models/{model.id}/content?direct=true")
+
+    assert (answer.status_code, answer.content) == (200, ONNX)
