@@ -15,8 +15,8 @@ import contextlib
 import hashlib
 from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import timedelta
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from enum import Enum
 from pathlib import Path
 from typing import Final
@@ -26,6 +26,7 @@ import certifi
 import urllib3
 from minio import Minio
 from minio.commonconfig import ENABLED, Filter
+from minio.credentials.providers import AssumeRoleProvider
 from minio.error import InvalidResponseError, S3Error, ServerError
 from minio.lifecycleconfig import (
     AbortIncompleteMultipartUpload,
@@ -34,6 +35,7 @@ from minio.lifecycleconfig import (
     NoncurrentVersionExpiration,
     Rule,
 )
+from minio.versioningconfig import VersioningConfig
 from urllib3.exceptions import HTTPError
 from urllib3.response import BaseHTTPResponse
 
@@ -69,7 +71,9 @@ _CREDENTIALS: Final = frozenset(
         "AccountProblem",
     }
 )
-_CONDITION: Final = frozenset({"PreconditionFailed", "ConditionalRequestConflict"})
+_CONDITION: Final = frozenset(
+    {"PreconditionFailed", "ConditionalRequestConflict", "BucketAlreadyOwnedByYou"}
+)
 _PASSING: Final = frozenset(
     {
         "SlowDown",
@@ -93,6 +97,7 @@ class Right(Enum):
     ABORT = "s3:AbortMultipartUpload"
     LIST = "s3:ListBucket"
     MAKE = "s3:CreateBucket"
+    KEEP = "s3:PutBucketVersioning"
     EXPIRE = "s3:PutLifecycleConfiguration"
 
 
@@ -156,22 +161,7 @@ class Bucket:
             num_connections: Most connections that are kept open.
         """
         self.name = name
-        self._http = urllib3.PoolManager(
-            maxsize=num_connections,
-            timeout=urllib3.Timeout(connect=CONNECT_S, read=READ_S),
-            cert_reqs="CERT_REQUIRED",
-            ca_certs=str(address.ca_file or certifi.where()),
-            retries=urllib3.Retry(
-                total=MOST_TRIES,
-                read=2,
-                status=3,
-                redirect=0,
-                backoff_factor=FIRST_PAUSE_S,
-                status_forcelist=(500, 502, 503, 504),
-                allowed_methods=None,
-                raise_on_status=False,
-            ),
-        )
+        self._http = _connections(address, num_connections)
         self._client = Minio(
             address.endpoint,
             access_key=address.access_key,
@@ -315,12 +305,28 @@ class Bucket:
         try:
             self.require()
         except BucketMissing:
-            with self._translated(Right.MAKE, is_object=False):
-                self._client.make_bucket(self.name)
+            self._make()
             with self._translated(Right.EXPIRE, is_object=False):
                 self._client.set_bucket_lifecycle(self.name, _RULES)
             return True
         return False
+
+    def make_keeping(self) -> None:
+        """Make the bucket unless it is there, and have it keep what is overwritten or deleted.
+
+        Raises:
+            RightMissing: We may not.
+        """
+        try:
+            self.require()
+        except BucketMissing:
+            self._make()
+        with self._translated(Right.KEEP, is_object=False):
+            self._client.set_bucket_versioning(self.name, VersioningConfig(ENABLED))
+
+    def _make(self) -> None:
+        with contextlib.suppress(ConditionFailed), self._translated(Right.MAKE, is_object=False):
+            self._client.make_bucket(self.name)  # which somebody else may have done just now
 
     def _call(
         self,
@@ -364,7 +370,7 @@ class Bucket:
         if code in _MISSING:
             return ObjectMissing(f"{place} has no such object")
         if code in _CONDITION:
-            return ConditionFailed(f"{place}: the object was written by someone else")
+            return ConditionFailed(f"{place}: someone else was there before")
         if code == "NoSuchUpload":
             return UploadGone(f"{place}: the upload is gone")
         if code in _FULL:
@@ -380,6 +386,72 @@ class Bucket:
         return StoreError(f"{place}: the server refused a request ({code})")
 
 
+def assume_role(address: Address, policy: str, lifetime_s: int) -> tuple[Address, datetime]:
+    """Credentials that end by themselves, and may do only what we and ``policy`` both may.
+
+    Args:
+        address: Of the server, with our own credentials.
+        policy: JSON, as S3 spells what is allowed.
+        lifetime_s: Seconds for which they hold: an hour at least.
+
+    Returns:
+        The same address with these credentials, and when they end.
+
+    Raises:
+        StoreRefused: The server does not make us such credentials.
+        StoreUnavailable: It did not answer.
+    """
+    http = _connections(address, 1, raises_status=True)
+    provider = AssumeRoleProvider(
+        sts_endpoint=("https://" if address.secure else "http://") + address.endpoint,
+        access_key=address.access_key,
+        secret_key=address.secret_key,
+        region=address.region,
+        duration_seconds=lifetime_s,
+        policy=policy,
+        http_client=http,
+    )
+    try:
+        found = provider.retrieve()
+    except HTTPError as error:
+        raise StoreUnavailable(f"temporary credentials: {_reason(error)}") from None
+    except ValueError:  # which holds the server's whole answer
+        raise StoreRefused("the server makes us no temporary credentials") from None
+    finally:
+        http.clear()
+    if found.expiration is None:
+        raise StoreRefused("the server's temporary credentials do not say when they end")
+    temporary = replace(
+        address,
+        access_key=found.access_key,
+        secret_key=found.secret_key,
+        session_token=found.session_token or "",
+    )
+    return temporary, found.expiration.replace(tzinfo=UTC)
+
+
+def _connections(
+    address: Address, most: int, *, raises_status: bool = False
+) -> urllib3.PoolManager:
+    return urllib3.PoolManager(
+        maxsize=most,
+        timeout=urllib3.Timeout(connect=CONNECT_S, read=READ_S),
+        cert_reqs="CERT_REQUIRED",
+        ca_certs=str(address.ca_file or certifi.where()),
+        retries=urllib3.Retry(
+            total=MOST_TRIES,
+            read=2,
+            status=3,
+            redirect=0,
+            backoff_factor=FIRST_PAUSE_S,
+            status_forcelist=(500, 502, 503, 504),
+            allowed_methods=None,
+            raise_on_status=raises_status,
+        ),
+    )
+
+
+# MinIO takes the rule for uploads and does not keep it: it drops abandoned ones after a day anyway.
 _DAY: Final = 1
 _RULES: Final = LifecycleConfig(
     [

@@ -8,11 +8,9 @@ import signal
 import socket
 import subprocess
 import time
-import urllib.request
-from collections.abc import Mapping
 from pathlib import Path
-from urllib.error import URLError
 
+import httpx
 from minio import Minio
 from minio.error import S3Error
 
@@ -43,26 +41,19 @@ def empty(address: Address, bucket: str) -> None:
 class Server:
     """A MinIO of this test's own over ``folder``; its port stays when it is started again."""
 
-    def __init__(
-        self, program: Path, folder: Path, environ: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, program: Path, folder: Path, certificates: Path | None = None) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            self._port: int = free.getsockname()[1]
-        self._command = [
-            program,
-            "server",
-            "--quiet",
-            "--address",
-            f"127.0.0.1:{self._port}",
-            folder,
-        ]
-        self._environ = dict(environ or {})
+            endpoint = f"127.0.0.1:{free.getsockname()[1]}"
+        options = ["--quiet", "--address", endpoint]
+        if certificates:
+            options += ["--certs-dir", str(certificates)]
+        self._command = [program, "server", *options, folder]
         self._process: subprocess.Popen[bytes] | None = None
         self.folder = folder
         self.address = Address(
-            endpoint=f"127.0.0.1:{self._port}",
-            secure=False,
+            endpoint=endpoint,
+            secure=certificates is not None,
             access_key="faulty",
             secret_key="faulty-test-only",
         )
@@ -71,7 +62,6 @@ class Server:
         """Return when it serves."""
         environ = {
             **os.environ,
-            **self._environ,
             "MINIO_ROOT_USER": self.address.access_key,
             "MINIO_ROOT_PASSWORD": self.address.secret_key,
             "MINIO_BROWSER": "off",
@@ -80,9 +70,10 @@ class Server:
             self._command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         for _ in range(300):
-            with contextlib.suppress(URLError, ConnectionError):
-                health = f"http://{self.address.endpoint}/minio/health/ready"
-                with urllib.request.urlopen(health, timeout=5):
+            with contextlib.suppress(httpx.TransportError):
+                scheme = "https" if self.address.secure else "http"
+                health = f"{scheme}://{self.address.endpoint}/minio/health/ready"
+                if httpx.get(health, verify=False, trust_env=False).is_success:
                     return
             time.sleep(0.1)
         raise AssertionError("MinIO did not start")
@@ -98,7 +89,14 @@ class Server:
         """Let it hold its connections and say nothing."""
         assert self._process
         self._process.send_signal(signal.SIGSTOP)
+        threads = Path(f"/proc/{self._process.pid}/task")
+        while any(_state(thread) != "T" for thread in threads.iterdir()):
+            time.sleep(0.01)
 
     def uploads(self) -> list[Path]:
         """Parts of uploads that are neither completed nor aborted."""
         return list((self.folder / ".minio.sys" / "multipart").rglob("part.*"))
+
+
+def _state(thread: Path) -> str:
+    return (thread / "stat").read_text().rpartition(")")[2].split()[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import signal
 import subprocess
@@ -9,10 +10,15 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import anyio
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from minio.credentials import AssumeRoleProvider
 
 from sharing import s3_bucket
@@ -368,6 +374,57 @@ async def test_a_right_that_lacks_is_named(
         for right, call in calls.items():
             if right != lacking:
                 await call()
+
+
+async def test_a_bucket_that_several_make_at_once_is_made(s3: Address, bucket: str) -> None:
+    async with opened(s3, bucket) as store, anyio.create_task_group() as group:
+        for _ in range(8):
+            group.start_soon(store.make_bucket)
+
+    async with opened(s3, bucket) as store:
+        assert not await store.make_bucket()
+
+
+async def test_tls_is_spoken_with_servers_that_the_authority_vouches_for(tmp_path: Path) -> None:
+    certificates = tmp_path / "certificates"
+    authority = certify(certificates)
+    server = Server(MINIO, tmp_path / "minio", certificates)
+    try:
+        server.start()
+        async with opened(replace(server.address, ca_file=authority)) as store:
+            await store.make_bucket()
+            stored = await store.put(parts(WHOLE))
+            assert await read(store, stored.digest) == WHOLE
+        async with opened(server.address) as store:
+            with pytest.raises(StoreUnavailable, match="SSLError"):
+                await store.stat(stored.digest)
+    finally:
+        server.kill()
+
+
+def certify(folder: Path) -> Path:
+    """A key and a certificate for this machine, where MinIO looks for them; the certificate."""
+    folder.mkdir()
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "a test's MinIO")])
+    now = datetime.now(UTC)
+    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem, pkcs8, bare = Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
+    (folder / "private.key").write_bytes(key.private_bytes(pem, pkcs8, bare))
+    (folder / "public.crt").write_bytes(certificate.public_bytes(pem))
+    return folder / "public.crt"
 
 
 async def test_nobody_listens_is_unavailable(s3: Address) -> None:
