@@ -185,7 +185,7 @@ class Bucket:
         try:
             headers = self._call(Right.READ, "HEAD", key).headers
         except ObjectMissing:
-            self.require()  # for an answer to HEAD has no body that tells what is missing
+            self.require()  # for S3's answer to HEAD does not tell what is missing
             raise
         return Version(
             size_bytes=int(headers["Content-Length"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import ipaddress
 import json
 import signal
@@ -20,6 +21,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from minio.credentials import AssumeRoleProvider
+from minio.versioningconfig import ENABLED, VersioningConfig
 
 from sharing import s3_bucket
 from sharing.object_store import (
@@ -251,6 +253,42 @@ async def test_an_existing_object_is_not_rewritten(own_server: Server) -> None:
             await store.put(parts(content))
 
             assert client(own_server.address).stat_object("kept", name).last_modified == before
+
+
+@pytest.mark.parametrize("start", [0, 1], ids=["whole", "part"])
+async def test_an_object_that_is_rewritten_while_it_is_read_breaks_off(
+    own_server: Server, start: int
+) -> None:
+    received: list[bytes] = []
+    async with opened(own_server.address) as store:
+        await store.make_bucket()
+        stored = await store.put(parts(WHOLE), expect=digest_of(WHOLE))
+        reader = store.get(stored.digest, start=start)
+        received.append(await anext(reader))
+        name = "objects/" + digest_of(WHOLE)[7:]
+        forged = bytes(len(WHOLE))
+        client(own_server.address).put_object("kept", name, io.BytesIO(forged), len(forged))
+
+        with pytest.raises(ObjectCorrupt, match="while it was read"):
+            await exhaust(reader, received)
+
+    assert WHOLE[start:].startswith(b"".join(received))
+
+
+async def test_a_bucket_with_versions_lets_a_reader_finish(own_server: Server) -> None:
+    async with opened(own_server.address) as store:
+        await store.make_bucket()
+        minio = client(own_server.address)
+        minio.set_bucket_versioning("kept", VersioningConfig(ENABLED))
+        stored = await store.put(parts(WHOLE), expect=digest_of(WHOLE))
+        reader = store.get(stored.digest)
+        received = [await anext(reader)]
+        minio.fput_object("kept", "objects/" + digest_of(WHOLE)[7:], __file__)
+        await store.delete(stored.digest)
+
+        await exhaust(reader, received)
+
+        assert b"".join(received) == WHOLE
 
 
 async def test_an_altered_object_of_many_parts_is_mended(own_server: Server) -> None:
