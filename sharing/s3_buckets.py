@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
+from sharing.object_store import StoreError
 from sharing.s3_bucket import Address, Bucket, assume_role
 
 LEAST_LIFETIME_S: Final = 3600
@@ -27,7 +28,7 @@ _WRITE: Final = (
 )
 
 
-class OrganisationUnfit(ValueError):
+class OrganisationUnfit(StoreError):
     """No bucket can be named after this organisation."""
 
 
