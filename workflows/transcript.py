@@ -13,15 +13,15 @@ Source: Ed25519, RFC 8032; commitments by a salted hash.
 from __future__ import annotations
 
 import hashlib
+import hmac
 from collections.abc import Iterable
-from typing import Final, Literal
+from functools import cache, lru_cache
+from typing import Any, Final, Literal
 
 import msgspec
 import numpy as np
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from sharing.object_store import Digest
 from strategies import ROOT, Parameters
@@ -30,6 +30,9 @@ from workflows.causes import CauseCode
 
 VERSION: Final = 1
 SALT_BYTES: Final = 32
+_EXTRACTED: Final = hmac.digest(bytes(32), b"simulated, no secret", "sha256")
+"""What HKDF-Extract gives without a salt; a key of 32 bytes is one block of HKDF-Expand over it."""
+KEYS_AT_HAND: Final = 4096
 
 
 class TranscriptInvalid(Exception):
@@ -145,7 +148,7 @@ def commit(salt: bytes, update: Parameters) -> Digest:
     if len(salt) != SALT_BYTES:
         raise ValueError(f"a salt has {SALT_BYTES} bytes, not {len(salt)}")
     layers = sorted(update)
-    header = [(name, update[name].dtype.name, update[name].shape) for name in layers]
+    header = [(name, _name_of(update[name].dtype), update[name].shape) for name in layers]
     digest = hashlib.sha256(salt + msgspec.json.encode(("foedus-update-1", header)) + b"\n")
     for name in layers:
         little_endian = update[name].dtype.newbyteorder("<")
@@ -153,9 +156,16 @@ def commit(salt: bytes, update: Parameters) -> Digest:
     return f"sha256:{digest.hexdigest()}"
 
 
+@lru_cache(maxsize=KEYS_AT_HAND)
 def simulated_key(job: str, plan: Digest, site: str) -> Ed25519PrivateKey:
     """Signing key of a simulated site. Anyone can derive it: it is no secret and proves nothing."""
     return Ed25519PrivateKey.from_private_bytes(_derive("key", job, plan, site))
+
+
+@cache
+def _name_of(dtype: np.dtype[Any]) -> str:
+    """``dtype.name``, which numpy makes anew each time, slower than small updates are hashed."""
+    return dtype.name
 
 
 def simulated_salt(job: str, plan: Digest, site: str, round: int) -> bytes:
@@ -165,7 +175,7 @@ def simulated_salt(job: str, plan: Digest, site: str, round: int) -> bytes:
 
 def _derive(*purpose: str | int) -> bytes:
     info = canonical_bytes(("foedus-simulation-1", *purpose))
-    return HKDF(hashes.SHA256(), length=32, salt=None, info=info).derive(b"simulated, no secret")
+    return hmac.digest(_EXTRACTED, info + b"\x01", "sha256")
 
 
 def sign(
@@ -178,15 +188,14 @@ def sign(
     update: Digest,
 ) -> Commitment:
     """What a site binds itself to in a round of ``plan``, signed with its key."""
-    commitment = Commitment(
+    statement = _statement(plan, round, site, num_examples, update)
+    return Commitment(
         site=site,
         num_examples=num_examples,
         update=update,
         public_key=key.public_key().public_bytes_raw().hex(),
-        signature="",
+        signature=key.sign(statement).hex(),
     )
-    signature = key.sign(_statement(commitment, plan, round)).hex()
-    return msgspec.structs.replace(commitment, signature=signature)
 
 
 def verify(commitment: Commitment, plan: Digest, round: int) -> None:
@@ -196,7 +205,9 @@ def verify(commitment: Commitment, plan: Digest, round: int) -> None:
         TranscriptInvalid: Nobody did.
     """
     try:
-        statement = _statement(commitment, plan, round)
+        statement = _statement(
+            plan, round, commitment.site, commitment.num_examples, commitment.update
+        )
         public_key = Ed25519PublicKey.from_public_bytes(_from_hex(commitment.public_key))
         public_key.verify(_from_hex(commitment.signature), statement)
     except (InvalidSignature, ValueError) as error:
@@ -204,15 +215,15 @@ def verify(commitment: Commitment, plan: Digest, round: int) -> None:
         raise TranscriptInvalid(round, problem) from error
 
 
-def _statement(commitment: Commitment, plan: Digest, round: int) -> bytes:
+def _statement(plan: Digest, round: int, site: str, num_examples: int, update: Digest) -> bytes:
     return canonical_bytes(
         {
             "statement": "foedus-commitment-1",
             "plan": plan,
             "round": round,
-            "site": commitment.site,
-            "num_examples": commitment.num_examples,
-            "update": commitment.update,
+            "site": site,
+            "num_examples": num_examples,
+            "update": update,
         }
     )
 

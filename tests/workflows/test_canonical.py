@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import msgspec
 import pytest
+import rfc8785
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,6 +23,11 @@ JSON = st.recursive(
 class Point(msgspec.Struct, frozen=True):
     y: float
     x: int
+
+
+@given(JSON)
+def test_the_quick_way_writes_what_the_scheme_does(value: Any) -> None:
+    assert canonical_bytes(value) == rfc8785.dumps(value)
 
 
 def test_keys_are_sorted_and_nothing_is_between_them() -> None:

@@ -8,7 +8,9 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -368,3 +370,15 @@ def test_memory_layout_does_not_show() -> None:
 def test_a_short_salt_hides_nothing_and_is_refused() -> None:
     with pytest.raises(ValueError, match="32 bytes"):
         commit(b"salt", {})
+
+
+def test_simulated_keys_and_salts_are_what_hkdf_derives() -> None:
+    def derived(*purpose: str | int) -> bytes:
+        info = canonical_bytes(("foedus-simulation-1", *purpose))
+        hkdf = HKDF(hashes.SHA256(), length=32, salt=None, info=info)
+        return hkdf.derive(b"simulated, no secret")
+
+    key = simulated_key("job-1", PLAN, "site-0001")
+
+    assert key.private_bytes_raw() == derived("key", "job-1", PLAN, "site-0001")
+    assert simulated_salt("job-1", PLAN, "s", 3) == derived("salt", "job-1", PLAN, "s", 3)
