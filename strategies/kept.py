@@ -37,6 +37,7 @@ class KeptFold(FedAvg, frozen=True):
     """
 
     is_abstract: ClassVar[bool] = True
+    is_sum: ClassVar[bool] = False
 
     @property
     def min_rows(self) -> int:

@@ -175,6 +175,8 @@ class Strategy(
     Attributes:
         is_coordinatewise: True if an entry of ``step`` depends on the same entry of its arguments
             alone, so that a long model may be stepped tile by tile.
+        is_sum: True if a fold is nothing but sums, so that whoever trains several sites may send
+            the fold of them in place of their updates.
         vectors: What has the shape of the model and travels up beside the delta.
         scalars: What a site tells beside its arrays.
         sums: Numbers that are folded beside the arrays.
@@ -187,6 +189,7 @@ class Strategy(
     """
 
     is_coordinatewise: ClassVar[bool] = True
+    is_sum: ClassVar[bool] = True
     vectors: ClassVar[tuple[str, ...]] = ()
     scalars: ClassVar[tuple[Scalar, ...]] = ()
     sums: ClassVar[tuple[str, ...]] = ()

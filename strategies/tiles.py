@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import islice
 from math import prod
@@ -17,6 +18,7 @@ from typing import Final, TypeVar
 
 SMALL: Final = 1 << 17  # entries below which a thread costs more than it saves
 MOST_THREADS: Final = 8
+_allowed: Final = ContextVar("allowed", default=MOST_THREADS)
 
 Result = TypeVar("Result")
 
@@ -48,6 +50,11 @@ def tiles_of(shapes: Mapping[str, tuple[int, ...]], length: int) -> Iterator[Til
             yield Tile(layer, start, min(start + length, size))
 
 
+def set_num_threads(most: int) -> None:
+    """Take at most ``most`` threads from now on, as in a process that is one of several."""
+    _allowed.set(most)
+
+
 def each(
     shapes: Mapping[str, tuple[int, ...]], length: int, work: Callable[[Tile], Result]
 ) -> Iterator[Result]:
@@ -56,8 +63,9 @@ def each(
     When a result is handed out, the tiles of its wave are done and those after are not begun.
     """
     tiles = tiles_of(shapes, length)
-    threads = min(MOST_THREADS, len(os.sched_getaffinity(0)))
-    if threads == 1 or sum(prod(shape) for shape in shapes.values()) < SMALL:
+    is_small = sum(prod(shape) for shape in shapes.values()) < SMALL
+    threads = 1 if is_small else min(_allowed.get(), len(os.sched_getaffinity(0)))
+    if threads == 1:
         yield from map(work, tiles)
         return
     with ThreadPoolExecutor(threads) as pool:

@@ -53,6 +53,7 @@ class XgbBagging(Strategy, frozen=True, tag="xgb-bagging"):
     """Append the new trees of every site."""
 
     is_coordinatewise: ClassVar[bool] = False
+    is_sum: ClassVar[bool] = False
     model_kind: ClassVar[Literal["arrays", "trees"]] = "trees"
 
     def sensitivity(self, clip_norm: float, max_weight: int) -> Sensitivity:

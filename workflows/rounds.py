@@ -22,29 +22,22 @@ from msgspec import UNSET, UnsetType
 from sharing.object_store import Digest, digest_of
 from strategies import (
     ROOT,
-    Incompatible,
-    ModelUpdate,
-    NotFinite,
-    OutOfRing,
     Parameters,
     Partial,
     ServerState,
     Strategy,
     StrategyError,
-    UpdateRefused,
     digest_of_fold,
-    require_memory,
 )
 from workflows.arrivals import Arrival, SitesAtWork
 from workflows.canonical import canonical_bytes
 from workflows.causes import Cause, CauseCode
 from workflows.checkpoint import Best, Checkpoint, model_bytes, write_checkpoint
-from workflows.codecs import Codec, NoCodec, Undecodable
 from workflows.events import RoundFinished, RoundStarted, SiteDropped
+from workflows.folding import FoldedSites, SiteUpdate, Terms, fold_answer, is_foldable
 from workflows.job import Analysis, JobSpec
 from workflows.plan import RESULT, TALLY
 from workflows.run_folder import StepError, StepFolder
-from workflows.seeds import derive
 from workflows.selection import Asked, Drawing, Drawn
 from workflows.tasks import SiteFailure
 from workflows.transcript import (
@@ -52,19 +45,10 @@ from workflows.transcript import (
     Commitment,
     Dropped,
     RoundTranscript,
-    commit,
-    sign,
-    simulated_key,
-    simulated_salt,
 )
 
 HIGHER_IS_BETTER: Final[Mapping[str, bool]] = {"accuracy": True, "auroc": True, "mse": False}
 LOSS: Final = "loss"
-_REFUSALS: Final[tuple[tuple[type[UpdateRefused], CauseCode], ...]] = (
-    (NotFinite, CauseCode.UPDATE_NOT_FINITE),
-    (OutOfRing, CauseCode.UPDATE_OUT_OF_RING),
-    (Incompatible, CauseCode.UPDATE_INCOMPATIBLE),
-)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,6 +63,8 @@ class Question:
         strategy: Whose client half applies.
         deadline_s: How long to wait for the answers.
         memories: What each site kept when it was last drawn; only those that kept something.
+        may_fold: Whether answers may come as a fold of them.
+        counts: How often each site counts in such a fold; None where it counts by its examples.
     """
 
     round: int
@@ -87,30 +73,8 @@ class Question:
     strategy: Strategy
     deadline_s: float
     memories: Mapping[str, Parameters] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class SiteUpdate:
-    """One site's answer.
-
-    Attributes:
-        site: Whose.
-        delta: Local minus global parameters and what travels beside them, as the job's codec
-            encodes them.
-        num_examples: Behind the delta.
-        loss: Of the local training; None if not told.
-        size_bytes: That travelled.
-        scalars: What else the strategy has the site tell.
-        memory: What the site keeps. A simulation keeps it for the site; it never travels.
-    """
-
-    site: str
-    delta: Parameters
-    num_examples: int
-    loss: float | None
-    size_bytes: int
-    scalars: Mapping[str, float] = field(default_factory=dict)
-    memory: Parameters = field(default_factory=dict)
+    may_fold: bool = False
+    counts: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +89,8 @@ class SiteMeasures:
 class Exchange(Protocol):
     """How a runtime reaches sites. Failures carry the site in their cause."""
 
-    def ask(self, question: Question) -> Iterator[SiteUpdate | SiteFailure]:
-        """Have each site of the question train; one outcome per site, in any order."""
+    def ask(self, question: Question) -> Iterator[SiteUpdate | FoldedSites | SiteFailure]:
+        """Have each site of the question train; each is in one outcome, in any order."""
         ...
 
     def measure(
@@ -439,16 +403,6 @@ def _mean_staleness(gathering: Gathering, round: int) -> float | None:
     return sum(folded) / len(folded) if folded else None
 
 
-def codec_seed(spec: JobSpec, round: int, site: str) -> int:
-    """Seed of whatever is random in a site's encoded update; both ends know it."""
-    return derive(spec.init.seed, "codec", round, site)
-
-
-def codec_of(spec: JobSpec, site: str) -> Codec:
-    """How what a site sends is encoded; what the server itself makes does not travel."""
-    return NoCodec() if site == ROOT else spec.codec
-
-
 def _fewest(spec: JobSpec) -> int:
     """Updates without which there is no step."""
     return max(spec.cohort.minimum, spec.strategy.min_updates)
@@ -474,11 +428,7 @@ def _ask_root(
     question = Question(partial.round, (ROOT,), offered, spec.strategy, spec.cohort.deadline_s)
     gathering = Gathering()
     (outcome,) = federation.exchange.ask(question)
-    if isinstance(outcome, SiteUpdate):
-        cause = _fold(folder, outcome, question, partial, gathering)
-    else:
-        cause = outcome.cause
-    if cause:
+    for cause in _fold(folder, outcome, question, partial, gathering):
         detail = f"in training on the central part: {cause.detail}"
         raise StepError(
             msgspec.structs.replace(cause, detail=detail, site=None, round=partial.round)
@@ -509,6 +459,8 @@ def _gather(
             strategy=spec.strategy,
             deadline_s=left_s,
             memories={site: before.memories[site] for site in wave if site in before.memories},
+            may_fold=is_foldable(spec),
+            counts=drawn.counts,
         )
         num_lost = _ask(folder, federation, question, partial, gathering)
         wave, reserve = tuple(sorted(reserve[:num_lost])), reserve[num_lost:]
@@ -569,72 +521,44 @@ def _ask(
     gathering.asked |= dict.fromkeys(question.sites, question.round)
     num_lost = 0
     for outcome in federation.exchange.ask(question):
-        if isinstance(outcome, SiteUpdate):
-            cause = _fold(folder, outcome, question, partial, gathering)
-        else:
-            cause = outcome.cause
-        if cause:
-            cause = msgspec.structs.replace(cause, round=partial.round)
-            _drop(folder, gathering, cause)
+        for cause in _fold(folder, outcome, question, partial, gathering):
+            _drop(folder, gathering, msgspec.structs.replace(cause, round=partial.round))
             num_lost += 1
     return num_lost
 
 
 def _fold(
     folder: StepFolder,
-    answer: SiteUpdate,
+    answer: SiteUpdate | FoldedSites | SiteFailure,
     question: Question,
     partial: Partial,
     gathering: Gathering,
-) -> Cause | None:
-    """Bind the site to what it sent, then decode and fold that; the cause if it can't be.
-
-    The commitment is over the encoded update: a site signs the very arrays that it sends, and what
-    is folded follows from them by the plan's codec, the site, and the round in which it was asked.
-    """
-    plan, spec, site = folder.plan, folder.plan.spec, answer.site
-    asked, model = question.round, spec.strategy.model_of(question.params)
-    if not 1 <= answer.num_examples <= spec.ring.max_weight:  # nothing to be signed
-        detail = f"weight {answer.num_examples} is not in 1..{spec.ring.max_weight}"
-        return Cause(code=CauseCode.UPDATE_OUT_OF_RING, detail=detail, site=site)
-    for name, x in answer.delta.items():
-        if x.dtype.kind not in "biuf" or x.dtype.itemsize > 8:  # no bytes that all machines share
-            detail = f"layer {name} holds {x.dtype}, not numbers of at most 8 bytes"
-            return Cause(code=CauseCode.UPDATE_INCOMPATIBLE, detail=detail, site=site)
-    commitment = sign(
-        simulated_key(plan.job, plan.plan_digest, site),
-        plan.plan_digest,
-        asked,
-        site=site,
-        num_examples=answer.num_examples,
-        update=commit(simulated_salt(plan.job, plan.plan_digest, site, asked), sent_by(answer)),
-    )
-    weight = gathering.counts[site] if gathering.counts else answer.num_examples
+) -> Sequence[Cause]:
+    """Take in what one site, or some together, answered; the causes of those that are lost."""
+    plan, spec = folder.plan, folder.plan.spec
+    match answer:
+        case SiteFailure():
+            return (answer.cause,)
+        case FoldedSites():
+            answer.partial.population = partial.population
+            spec.strategy.merge(partial, answer.partial)
+            gathering.commitments += answer.commitments
+            gathering.losses.update(answer.losses)
+            gathering.bytes_up += answer.size_bytes
+            return answer.failures
+    terms = Terms(plan.plan_digest, plan.job, spec)
+    model = spec.strategy.model_of(question.params)
     try:
-        seed = codec_seed(spec, asked, site)
-        delta = codec_of(spec, site).decode(answer.delta, model, seed)
-        update = ModelUpdate(site, asked, delta, weight, answer.scalars)
-        if spec.has_memory:
-            require_memory(site, answer.memory, model)
-        spec.strategy.accumulate(partial, update, spec.ring)
-    except Undecodable as error:
-        return Cause(code=CauseCode.UPDATE_INCOMPATIBLE, detail=str(error), site=site)
-    except UpdateRefused as refused:
-        code = next(code for kind, code in _REFUSALS if isinstance(refused, kind))
-        return Cause(code=code, detail=refused.reason, site=site)
+        commitment = fold_answer(terms, question.round, answer, model, partial, gathering.counts)
+    except SiteFailure as failure:
+        return (failure.cause,)
     if spec.has_memory:
-        gathering.memories[site] = answer.memory
+        gathering.memories[answer.site] = answer.memory
     gathering.commitments.append(commitment)
     gathering.bytes_up += answer.size_bytes
     if answer.loss is not None:
-        gathering.losses[site] = (answer.loss, answer.num_examples)
-    return None
-
-
-def sent_by(answer: SiteUpdate) -> Parameters:
-    """All that a site commits itself to: its arrays, and each number it tells as one more."""
-    told = {f"scalars/{name}": np.array(value) for name, value in answer.scalars.items()}
-    return {**answer.delta, **told}
+        gathering.losses[answer.site] = (answer.loss, answer.num_examples)
+    return ()
 
 
 def _drop(folder: StepFolder, gathering: Gathering, cause: Cause) -> None:

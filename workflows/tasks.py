@@ -13,14 +13,16 @@ from typing import Any, ClassVar, Literal
 import msgspec
 import numpy as np
 
+from sharing.object_store import Digest
 from strategies import AnyStrategy
 from workflows.analyses import AnyQuery
 from workflows.capabilities import ProgramFacts
 from workflows.causes import Cause
 from workflows.codecs import AnyCodec, NoCodec
 from workflows.frames import ArraySpec, arrays_from
-from workflows.job import Local, Partitioned
+from workflows.job import JobSpec, Local, Partitioned
 from workflows.model_file import ModelRef
+from workflows.transcript import Commitment
 
 Clock = Literal["import_s", "train_s"]
 Part = Literal["held-out", "training"]
@@ -95,7 +97,37 @@ class Failed(Answer, frozen=True, tag="failed"):
     cause: Cause
 
 
-AnyAnswer = Done | Opened | Prepared | Arrays | TrainedSite | Measures | Failed
+class FoldedSite(Answer, frozen=True, tag="folded-site"):
+    """One site is in the fold.
+
+    Attributes:
+        commitment: To its update as it would have travelled.
+        loss: Of the training; None if not told.
+        size_bytes: Of that update.
+    """
+
+    commitment: Commitment
+    loss: float | None
+    size_bytes: int
+
+
+class TrainedMany(Answer, frozen=True, tag="trained-many"):
+    """The blobs are the sums of a fold.
+
+    Attributes:
+        arrays: Those sums.
+        weight: Of all that was folded.
+        sites: What came of each site, in the order of the question.
+        seconds: That they took.
+    """
+
+    arrays: tuple[ArraySpec, ...]
+    weight: int
+    sites: tuple[FoldedSite | Failed, ...]
+    seconds: float
+
+
+AnyAnswer = Done | Opened | Prepared | Arrays | TrainedSite | TrainedMany | Measures | Failed
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
@@ -205,6 +237,29 @@ class Train(Task, frozen=True, tag="train"):
     codec_seed: int = 0
 
 
+class TrainMany(Task, frozen=True, tag="train-many"):
+    """Train some sites from the global model and fold what they would send.
+
+    Attributes:
+        sites: Whose examples.
+        counts: How often each counts, in their order; None where it counts by its examples.
+        round: From 1.
+        model: The global model, and beside it what else the strategy has travel.
+        spec: The job.
+        plan: Plan digest.
+        job: Id of the run.
+    """
+
+    answered_by: ClassVar[type[Answer]] = TrainedMany
+    sites: tuple[str, ...]
+    counts: tuple[int, ...] | None
+    round: int
+    model: ModelRef
+    spec: JobSpec
+    plan: Digest
+    job: str
+
+
 class Measure(Task, frozen=True, tag="measure"):
     """Measure the model on a site's held-out or training part, or the central one.
 
@@ -238,7 +293,9 @@ class Export(Task, frozen=True, tag="export"):
     folder: str
 
 
-AnyTask = Load | Open | OpenQuery | Prepare | OpenData | Initial | Train | Measure | Export
+AnyTask = (
+    Load | Open | OpenQuery | Prepare | OpenData | Initial | Train | TrainMany | Measure | Export
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

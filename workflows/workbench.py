@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from math import prod
 from pathlib import Path
 
 import numpy as np
 
-from strategies import ROOT, Parameters, SiteShare, Strategy
+from strategies import ROOT, Parameters, ServerState, SiteShare, Strategy
 from workflows.analyses.columns import Columns
 from workflows.causes import Cause, CauseCode
 from workflows.codecs import AnyCodec, Unencodable
 from workflows.data.examples import Examples
 from workflows.data.preparation import Prepared as PreparedData
 from workflows.data.preparation import open_prepared, prepare
+from workflows.folding import SiteUpdate, Terms, codec_seed, fold_answer, training_seed
 from workflows.frames import Blob, arrays_from, describe
 from workflows.job import Local
 from workflows.model_file import ModelRef, map_model
@@ -25,6 +27,8 @@ from workflows.tasks import (
     Arrays,
     Done,
     Export,
+    Failed,
+    FoldedSite,
     Initial,
     Load,
     Measure,
@@ -36,13 +40,17 @@ from workflows.tasks import (
     Part,
     Prepare,
     Prepared,
+    SiteFailure,
     Train,
+    TrainedMany,
     TrainedSite,
+    TrainMany,
 )
 from workflows.trainers import load_trainer
 from workflows.trainers.analysis_trainer import AnalysisTrainer
 from workflows.trainers.client_half import Share, train_site
 from workflows.trainers.trainer import Measured, ProgramError, Trainer
+from workflows.worker import attempt
 
 
 class NotOpened(Exception):
@@ -52,7 +60,9 @@ class NotOpened(Exception):
 class Workbench:
     """One worker's program, data and the model it last saw."""
 
-    def __init__(self) -> None:
+    def __init__(self, load: Callable[..., Trainer] = load_trainer) -> None:
+        """An empty bench; ``load`` is what ``Open`` calls."""
+        self._load = load
         self._trainer: Trainer | None = None
         self._data: PreparedData | None = None
         self._model: tuple[int, dict[str, np.ndarray]] = (0, {})
@@ -98,7 +108,7 @@ class Workbench:
                 import_module(f"workflows.trainers.{task.framework}_trainer")
                 return Done(), ()
             case Open():
-                self._trainer = load_trainer(
+                self._trainer = self._load(
                     Path(task.program), task.config, task.seed, task.features, task.classes
                 )
                 return Opened(facts=self._trainer.facts), ()
@@ -137,6 +147,8 @@ class Workbench:
                     memory=kept,
                 )
                 return answer, [*made, *to_keep]
+            case TrainMany():
+                return self.train_many(task)
             case Measure():
                 model = self.model(task.model)
                 measured = self.measure(model, task.site, task.metrics, task.part)
@@ -164,6 +176,60 @@ class Workbench:
         """
         examples = self.data.central() if site == ROOT else self.data.training(site)
         return train_site(self.trainer, examples, local, strategy, offered, memory, seed)
+
+    def train_many(self, task: TrainMany) -> tuple[TrainedMany, Sequence[Blob]]:
+        """Train some sites and fold them; one that fails does not keep the others from it."""
+        began, spec = time.perf_counter(), task.spec
+        offered = self.model(task.model)
+        terms = Terms(task.plan, task.job, spec)
+        counts = dict(zip(task.sites, task.counts, strict=True)) if task.counts else None
+        model = spec.strategy.model_of(offered)
+        partial = spec.strategy.zero(ServerState(model, round=task.round - 1))
+        trained: list[SiteUpdate] = []
+
+        def train(site: str, _: Sequence[bytes]) -> tuple[Answer, Sequence[Blob]]:
+            trained[:] = [self._update(task, site, offered)]
+            return Done(), [x.data for x in trained[0].delta.values()]
+
+        sites: list[FoldedSite | Failed] = []
+        for site in task.sites:
+            answer, _ = attempt(train, site, [], spec.limits.output_mb)
+            if isinstance(answer, Failed):
+                sites.append(answer)
+                continue
+            update = trained.pop()
+            try:
+                commitment = fold_answer(terms, task.round, update, model, partial, counts)
+            except SiteFailure as failure:
+                sites.append(Failed(cause=failure.cause))
+                continue
+            sites.append(
+                FoldedSite(commitment=commitment, loss=update.loss, size_bytes=update.size_bytes)
+            )
+        specs, made = describe(partial.sums)
+        seconds = time.perf_counter() - began
+        return TrainedMany(
+            arrays=specs, weight=partial.weight, sites=tuple(sites), seconds=seconds
+        ), made
+
+    def _update(self, task: TrainMany, site: str, offered: Parameters) -> SiteUpdate:
+        """What one of the sites would send.
+
+        Raises:
+            ProgramError: The program failed.
+        """
+        spec = task.spec
+        seed = training_seed(spec, task.round, site)
+        share = self.train(offered, site, spec.local, spec.strategy, {}, seed)
+        sent = encoded(share.share, spec.codec, {}, codec_seed(spec, task.round, site)).sent
+        return SiteUpdate(
+            site,
+            sent,
+            share.num_examples,
+            share.loss,
+            sum(x.nbytes for x in sent.values()),
+            share.scalars,
+        )
 
     def measure(
         self,

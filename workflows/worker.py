@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from strategies.tiles import set_num_threads
 from workflows.causes import Cause, CauseCode
 from workflows.confinement import confine, die_with
 from workflows.data.examples import DataError
@@ -38,6 +39,7 @@ def serve(station: Station, handle: Handler, tasks: Any) -> None:  # noqa: ANN40
         tasks: Union of what may be asked.
     """
     die_with(station.parent)
+    set_num_threads(1)
     connection = socket.socket(fileno=station.connection)
     connection.set_inheritable(False)
     confined = confine(

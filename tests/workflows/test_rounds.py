@@ -18,13 +18,12 @@ from tests.runtimes.run_folders import finished, inputs_after, job, lay, outputs
 from workflows.causes import Cause, CauseCode
 from workflows.checkpoint import Checkpoint, model_bytes, read_checkpoint, read_model
 from workflows.events import RoundFinished, SiteDropped
+from workflows.folding import SiteUpdate, codec_seed
 from workflows.job import JobSpec
 from workflows.rounds import (
     Federation,
     Question,
     SiteMeasures,
-    SiteUpdate,
-    codec_seed,
     run_rounds,
     weighted_mean,
 )

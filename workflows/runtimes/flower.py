@@ -56,19 +56,11 @@ from workflows.flower_grid import (
     to_arrays,
     to_record,
 )
+from workflows.folding import SiteUpdate, codec_of, codec_seed, training_seed
 from workflows.frames import Blob
 from workflows.job import JobSpec, Local
-from workflows.rounds import (
-    LOSS,
-    Question,
-    SiteMeasures,
-    SiteUpdate,
-    codec_of,
-    codec_seed,
-    run_rounds,
-)
+from workflows.rounds import LOSS, Question, SiteMeasures, run_rounds
 from workflows.run_folder import StepFolder, run_step
-from workflows.seeds import derive
 from workflows.simulation import beginning, federation_of, record, simulate
 from workflows.tasks import Answer, AnyTask, Part, SiteFailure
 from workflows.workbench import Workbench, encoded
@@ -115,7 +107,7 @@ class GridExchange:
                 TrainConfig(
                     self._spec.local,
                     question.strategy,
-                    derive(self._spec.init.seed, "train", question.round, site),
+                    training_seed(self._spec, question.round, site),
                     codec_of(self._spec, site),
                     codec_seed(self._spec, question.round, site),
                 ),

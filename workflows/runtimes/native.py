@@ -17,52 +17,131 @@ Started as ``python -m workflows.runtimes.native RUN_DIR``, never imported.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from strategies import Parameters
+from strategies import Parameters, Partial, ServerState
 from workflows.causes import Cause, CauseCode
+from workflows.folding import FoldedSites, SiteUpdate, codec_of, codec_seed, fold_of, training_seed
 from workflows.frames import Blob, FrameError, describe
-from workflows.job import JobSpec
 from workflows.model_file import ModelRef
-from workflows.rounds import (
-    LOSS,
-    Question,
-    SiteMeasures,
-    SiteUpdate,
-    codec_of,
-    codec_seed,
-    run_rounds,
-)
+from workflows.plan import Plan
+from workflows.rounds import LOSS, Question, SiteMeasures, run_rounds
 from workflows.run_folder import StepFolder, run_step
-from workflows.seeds import derive
 from workflows.simulation import beginning, federation_of, record, simulate
-from workflows.tasks import Measure, Part, Reply, SiteFailure, Train, TrainedSite
+from workflows.tasks import (
+    Measure,
+    Part,
+    Reply,
+    SiteFailure,
+    Train,
+    TrainedMany,
+    TrainedSite,
+    TrainMany,
+)
 from workflows.workers import WorkerPool
 
-Work: TypeAlias = Train | Measure
+Work: TypeAlias = Train | TrainMany | Measure
+
+RUN_S: Final = 0.25
+"""About how long a worker trains sites before it sends the fold of them."""
+RUNS: Final = 8
+"""Runs of sites for each worker and round, at least, so that all are busy to the end."""
 
 
 class DirectExchange:
-    """Sites that are simulated by the pool's workers."""
+    """Sites that are simulated by the pool's workers.
 
-    def __init__(self, pool: WorkerPool[Work], spec: JobSpec) -> None:
+    Where answers are of use as parts of a sum alone, a worker trains a run of sites and folds them
+    itself. How long a run is follows from how long the sites before took; as sums are exact, it
+    does not show in the result. Who runs the program could always have written any site's update,
+    so a fold of its making is trusted no less; that it cannot wrap the sums is made sure of here.
+    """
+
+    def __init__(self, pool: WorkerPool[Any], plan: Plan) -> None:
         self._pool = pool
-        self._spec = spec
+        self._plan = plan
+        self._spec = plan.spec
+        self._site_s: float | None = None
 
-    def ask(self, question: Question) -> Iterator[SiteUpdate | SiteFailure]:
+    def ask(self, question: Question) -> Iterator[SiteUpdate | FoldedSites | SiteFailure]:
         """Have each site of the cohort train."""
+        ends = time.monotonic() + question.deadline_s
         model = self._pool.broadcast(question.params)
-        tasks = (self._task(question, site, model) for site in question.sites)
-        for task, reply in self._pool.as_completed(tasks, question.deadline_s):
+        alone = list(question.sites)
+        if question.may_fold and self._fits(question):
+            alone = []
+            runs = self._runs(question, model)
+            for run, reply in self._pool.as_completed(runs, question.deadline_s):
+                if not isinstance(reply, SiteFailure):
+                    yield self._folded(run, reply, question)
+                elif reply.cause.code is CauseCode.DEADLINE_PASSED:
+                    yield from (_at_site(reply, site) for site in run.sites)
+                else:  # one of them ended the worker
+                    alone += run.sites
+        if alone:
+            yield from self._ask_each(question, sorted(alone), model, ends - time.monotonic())
+
+    def _ask_each(
+        self, question: Question, sites: Sequence[str], model: ModelRef, left_s: float
+    ) -> Iterator[SiteUpdate | SiteFailure]:
+        tasks = (self._task(question, site, model) for site in sites)
+        for task, reply in self._pool.as_completed(tasks, max(0.0, left_s)):
             site = str(task.site)
             if isinstance(reply, SiteFailure):
                 yield _at_site(reply, site)
             else:
                 yield _update(site, reply)
+
+    def _fits(self, question: Question) -> bool:
+        """Whether the sums of a fold are within what a worker may send."""
+        zero = self._zero(question)
+        return sum(x.nbytes for x in zero.sums.values()) <= self._spec.limits.output_mb << 20
+
+    def _zero(self, question: Question) -> Partial:
+        model = question.strategy.model_of(question.params)
+        return question.strategy.zero(ServerState(model, round=question.round - 1))
+
+    def _runs(
+        self, question: Question, model: ModelRef
+    ) -> Iterator[tuple[TrainMany, Sequence[Blob]]]:
+        """The cohort in runs, each as long as is known to be good when it is asked for."""
+        most = max(1, len(question.sites) // (RUNS * self._pool.num_workers))
+        run_s = min(RUN_S, self._spec.limits.train_s / 4)
+        start = 0
+        while start < len(question.sites):
+            length = 1 if self._site_s is None else max(1, int(run_s / max(self._site_s, 1e-9)))
+            sites = question.sites[start : start + min(length, most)]
+            start += len(sites)
+            counts = question.counts
+            yield (
+                TrainMany(
+                    sites=sites,
+                    counts=tuple(counts[site] for site in sites) if counts else None,
+                    round=question.round,
+                    model=model,
+                    spec=self._spec,
+                    plan=self._plan.plan_digest,
+                    job=self._plan.job,
+                ),
+                (),
+            )
+
+    def _folded(self, run: TrainMany, reply: Reply, question: Question) -> FoldedSites:
+        """A worker's fold, checked as far as its sums could do harm."""
+        answer: TrainedMany = reply.answer
+        self._site_s = answer.seconds / len(run.sites)
+        try:
+            return fold_of(run, answer, reply.arrays, self._zero(question))
+        except FrameError as error:
+            detail = f"the reply cannot be understood: {error}"
+            cause = Cause(code=CauseCode.UPDATE_INCOMPATIBLE, detail=detail)
+            failures = tuple(msgspec.structs.replace(cause, site=site) for site in run.sites)
+            return FoldedSites(self._zero(question), (), {}, failures, 0)
 
     def _task(self, question: Question, site: str, model: ModelRef) -> tuple[Work, Sequence[Blob]]:
         kept, blobs = describe(question.memories.get(site, {}))
@@ -71,7 +150,7 @@ class DirectExchange:
             model=model,
             local=self._spec.local,
             strategy=question.strategy,
-            seed=derive(self._spec.init.seed, "train", question.round, site),
+            seed=training_seed(self._spec, question.round, site),
             memory=kept,
             codec=codec_of(self._spec, site),
             codec_seed=codec_seed(self._spec, question.round, site),
@@ -139,7 +218,7 @@ def federate(folder: StepFolder) -> None:
     recorded, transcripts = record(folder)
     with simulate(folder) as simulation:
         start = recorded or beginning(folder, simulation)
-        exchange = DirectExchange(simulation.pool, folder.plan.spec)
+        exchange = DirectExchange(simulation.pool, folder.plan)
         federation = federation_of(simulation, exchange)
         run_rounds(folder, federation, start, transcripts)
 
