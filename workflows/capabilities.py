@@ -18,6 +18,7 @@ class RuntimeAbilities(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         strategies: Kinds it folds; ``*`` for every kind there is.
         mechanisms: Kinds of privacy mechanism it enforces.
         codecs: Kinds of update codec it speaks; ``*`` in a header for every kind there is.
+        most_sites: Simulated sites that it can be asked for.
     """
 
     summary: str
@@ -25,6 +26,7 @@ class RuntimeAbilities(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     strategies: tuple[str, ...] = ("*",)
     mechanisms: tuple[str, ...] = ()
     codecs: tuple[str, ...] = ("none",)
+    most_sites: int = 100_000
 
 
 class DatasetFacts(msgspec.Struct, frozen=True, kw_only=True):

@@ -23,10 +23,11 @@ from workflows.analyses import AnyQuery
 from workflows.analyses.columns import Columns
 from workflows.analyses.query import unknown_column
 from workflows.analyses.terms import contradiction, settled, terms
-from workflows.arrivals import Virtual
+from workflows.arrivals import Virtual as VirtualArrivals
 from workflows.capabilities import Capabilities, DatasetFacts, ProgramFacts, RuntimeAbilities
 from workflows.codecs import AnyCodec, NoCodec
 from workflows.data.partitioners import AnyPartitioner, ByLabel, Dirichlet, Iid
+from workflows.data.virtual import Virtual
 from workflows.selection import AnySelection, Uniform
 from workflows.selection.round_robin import RoundRobin
 from workflows.selection.weighted import Weighted
@@ -137,7 +138,8 @@ class Partitioned(Tagged, frozen=True, tag="partitioned"):
     Attributes:
         dataset: Name of a bundled set, or digest of an uploaded .npz, .csv or .parquet file.
         label: Column (csv, parquet) or array (npz) with the labels; ignored for bundled sets.
-        sites: Number of simulated sites.
+        sites: Number of simulated sites; above 100,000 only virtual ones, which are drawn when they
+            are asked.
         partitioner: How examples are divided.
         holdout: Fraction of each site's examples that is kept from training, for its evaluation.
         central: Fraction of all examples set aside before partitioning, for central evaluation; or
@@ -147,7 +149,7 @@ class Partitioned(Tagged, frozen=True, tag="partitioned"):
 
     dataset: str
     label: str = DEFAULT_LABEL
-    sites: Annotated[int, Meta(ge=1, le=100_000)] = 10
+    sites: Annotated[int, Meta(ge=1, le=10_000_000)] = 10
     partitioner: AnyPartitioner = Iid()
     holdout: Fraction = 0.2
     central: Fraction = 0.0
@@ -221,7 +223,7 @@ class Cohort(Value, frozen=True):
     deadline_s: Positive = 900.0
     on_site_failure: Literal["drop", "fail"] = "drop"
     selection: AnySelection = Uniform()
-    arrivals: Virtual | None = None
+    arrivals: VirtualArrivals | None = None
 
 
 class Limits(Value, frozen=True):
@@ -383,6 +385,8 @@ class JobSpec(Value, frozen=True):
 
 # What `check` holds true, one rule each, in the order in which a developer would mend them.
 
+MOST_LISTED: Final = 100_000
+"""Sites that may be named one by one."""
 MOST_KEPT_MB: Final = 1024
 """Most that simulated sites may keep or go by together: it is in the checkpoint of every round."""
 LARGEST_INTEGER: Final = 2**53 - 1
@@ -660,17 +664,61 @@ def _require_data(spec: JobSpec, capabilities: Capabilities) -> None:
         )
     each = _fewest_per_site(data)
     training = _num_training(data, facts)
-    if data.sites * each > training:
+    is_virtual = isinstance(data.partitioner, Virtual)
+    if is_virtual and not training:
+        problem = "no examples are left for the sites"
+        raise Inconsistent(("data.central", "data.dataset"), problem, "lower data.central")
+    if not is_virtual and data.sites * each > training:
         raise Inconsistent(
             ("data.sites", "data.dataset"),
             f"{data.sites} sites need at least {data.sites * each} examples, {training} are there",
             f"ask for at most {training // each} sites",
         )
-    if spec.ring.max_weight < training and not isinstance(spec.strategy, Tally):
+    most = data.partitioner.examples if isinstance(data.partitioner, Virtual) else training
+    if spec.ring.max_weight < most and not isinstance(spec.strategy, Tally):
         raise Inconsistent(
-            ("ring.max_weight", "data.dataset"),
-            f"one site may hold {training} examples, more than the weight {spec.ring.max_weight}",
-            f"raise ring.max_weight to {training}",
+            ("ring.max_weight", "data.partitioner.examples" if is_virtual else "data.dataset"),
+            f"one site may hold {most} examples, more than the weight {spec.ring.max_weight}",
+            f"raise ring.max_weight to {most}",
+        )
+
+
+def _require_population(spec: JobSpec, capabilities: Capabilities) -> None:
+    """Nothing lists the sites where there are too many for it."""
+    sites, runtime = _partitioned(spec).sites, _runtime(spec, capabilities)
+    if sites <= MOST_LISTED:
+        return
+    if not isinstance(_partitioned(spec).partitioner, Virtual):
+        raise Inconsistent(
+            ("data.sites", "data.partitioner.kind"),
+            f"data are divided among {MOST_LISTED} sites at most, not {sites}",
+            "ask for fewer, or use virtual sites",
+        )
+    if sites > runtime.most_sites:
+        able = [kind for kind, one in capabilities.runtimes.items() if sites <= one.most_sites]
+        raise Unsupported(
+            ("data.sites", "runtime.kind"),
+            f"runtime {spec.runtime.kind} lists its sites, {runtime.most_sites} at most",
+            f"use {_one_of(able)}" if able else f"ask for at most {runtime.most_sites}",
+        )
+    if spec.cohort.arrivals is not None:
+        raise Inconsistent(
+            ("cohort.arrivals", "data.sites"),
+            f"who is idle is listed for arrivals, {MOST_LISTED} sites at most, not {sites}",
+            f"ask for at most {MOST_LISTED} sites, or use a strategy that waits for its cohort",
+        )
+    if not spec.cohort.selection.scales:
+        raise Inconsistent(
+            ("cohort.selection.kind", "data.sites"),
+            f"{_kind(spec.cohort.selection)} looks at each of {sites} sites in every round",
+            f"use uniform or poisson, or ask for at most {MOST_LISTED} sites",
+        )
+    if spec.cohort_size > MOST_LISTED:
+        raise Inconsistent(
+            ("cohort.size", "data.sites"),
+            f"the transcript of a round lists its cohort, {MOST_LISTED} sites at most, not "
+            f"{spec.cohort_size}",
+            f"set cohort.size to {MOST_LISTED} or less",
         )
 
 
@@ -826,6 +874,12 @@ def _require_evaluation(spec: JobSpec, capabilities: Capabilities) -> None:
         if spec.evaluate.where == "central"
         else ("data.holdout", data.holdout)
     )
+    if spec.evaluate.where == "sites" and isinstance(data.partitioner, Virtual):
+        raise Inconsistent(
+            ("evaluate.where", "data.partitioner.kind"),
+            "virtual sites draw from the same data, so others train on what one holds out",
+            "use central, with data.central above 0",
+        )
     if share == 0:
         problem = f"nothing is held out for evaluation at {spec.evaluate.where}"
         raise Inconsistent((field, "evaluate.where"), problem, f"set {field} above 0, as 0.2")
@@ -896,6 +950,7 @@ RULES: Final[tuple[Rule, ...]] = (
     _require_privacy,
     _require_program,
     _require_data,
+    _require_population,
     _require_strategy,
     _require_root,
     _require_cohort,

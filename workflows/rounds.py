@@ -121,7 +121,7 @@ class Federation:
         clock: Monotonic seconds.
     """
 
-    sites: tuple[str, ...]
+    sites: Sequence[str]
     exchange: Exchange
     directions: Mapping[str, Literal["maximize", "minimize"]] = field(default_factory=dict)
     num_examples: Mapping[str, int] = field(default_factory=dict)
@@ -183,7 +183,7 @@ def run_rounds(
     lines = [canonical_bytes(transcript) for transcript in transcripts]
     asked: dict[str, Asked] = {}
     for transcript in transcripts:
-        asked |= _asked_again(asked, transcript.cohort, transcript.round)
+        asked |= _asked_again(spec, asked, transcript.cohort, transcript.round)
     at_work = _at_work(spec, federation, start, transcripts)
     checkpoint = start
     model = model_bytes(start.state.params)
@@ -193,7 +193,7 @@ def run_rounds(
         turn = Turn(previous, model, asked, at_work)
         checkpoint, line, model, cohort = _run_round(folder, federation, checkpoint, turn)
         lines.append(line)
-        asked |= _asked_again(asked, cohort, round_)
+        asked |= _asked_again(spec, asked, cohort, round_)
     best = checkpoint.best
     chosen = model_bytes(best.params) if best and spec.evaluate.select == "best" else model
     if isinstance(spec.program, Analysis):
@@ -352,7 +352,12 @@ def _call(
     return losses
 
 
-def _asked_again(asked: Mapping[str, Asked], cohort: Sequence[str], round: int) -> dict[str, Asked]:
+def _asked_again(
+    spec: JobSpec, asked: Mapping[str, Asked], cohort: Sequence[str], round: int
+) -> dict[str, Asked]:
+    """What is new of when sites were asked, if the selection goes by it."""
+    if not spec.cohort.selection.goes_by_history:
+        return {}
     return {site: asked.get(site, Asked()).again(round) for site in cohort}
 
 

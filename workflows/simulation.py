@@ -31,6 +31,8 @@ from workflows.checkpoint import (
     read_checkpoint,
     read_model,
 )
+from workflows.data.preparation import site_names
+from workflows.data.virtual import Alike, SiteNames
 from workflows.job import (
     DEFAULT_LABEL,
     Analysis,
@@ -73,7 +75,7 @@ class Simulation:
         pool: Workers that have the program and the data.
     """
 
-    sites: tuple[str, ...]
+    sites: Sequence[str]
     num_examples: Mapping[str, int]
     facts: ProgramFacts
     manifest: ProgramManifest | None
@@ -130,8 +132,7 @@ def simulate(
         pool.broadcast_task(OpenData(folder=data))
         opened = pool.broadcast_task(_opening(spec, program, prepared))[0].answer
         print("workers are confined by: " + ", ".join(pool.confined), file=sys.stderr)  # noqa: T201
-        num_examples = dict(zip(prepared.sites, prepared.num_examples, strict=True))
-        sites = tuple(sorted(prepared.sites))
+        sites, num_examples = _population(prepared)
         yield Simulation(sites, num_examples, opened.facts, manifest, pool)
 
 
@@ -150,6 +151,15 @@ def _opening(spec: JobSpec, program: Path | None, prepared: Prepared) -> Open | 
         features=prepared.features,
         classes=prepared.num_classes,
     )
+
+
+def _population(prepared: Prepared) -> tuple[Sequence[str], Mapping[str, int]]:
+    """Names of the sites, sorted, and what each of them trains on."""
+    if isinstance(prepared.num_examples, int):
+        names = SiteNames(prepared.num_sites)
+        return names, Alike(names, prepared.num_examples)
+    sites = site_names(prepared.num_sites)
+    return sites, dict(zip(sites, prepared.num_examples, strict=True))
 
 
 def lay_program(folder: StepFolder) -> tuple[Path, ProgramManifest]:

@@ -46,15 +46,15 @@ class Prepared(Answer, frozen=True, tag="prepared"):
     """The data is there.
 
     Attributes:
-        sites: Names, in order.
-        num_examples: That each of them trains on.
+        num_sites: How many there are (``site_names``).
+        num_examples: That each of them trains on, in order; one number where all have as many.
         features: Shape of one example.
         num_classes: 0 for real-valued targets.
         central: Examples in the central part.
     """
 
-    sites: tuple[str, ...]
-    num_examples: tuple[int, ...]
+    num_sites: int
+    num_examples: tuple[int, ...] | int
     features: tuple[int, ...]
     num_classes: int
     central: int

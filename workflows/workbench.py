@@ -14,7 +14,6 @@ from strategies import ROOT, Parameters, ServerState, SiteShare, Strategy
 from workflows.analyses.columns import Columns
 from workflows.causes import Cause, CauseCode
 from workflows.codecs import AnyCodec, Unencodable
-from workflows.data.examples import Examples
 from workflows.data.preparation import Prepared as PreparedData
 from workflows.data.preparation import open_prepared, prepare
 from workflows.folding import SiteUpdate, Terms, codec_seed, fold_answer, training_seed
@@ -256,8 +255,8 @@ class Workbench:
     def _open_data(self, folder: Path) -> Prepared:
         self._data = open_prepared(folder)
         return Prepared(
-            sites=tuple(self._data.sites),
-            num_examples=tuple(len(self._data.training(site)) for site in self._data.sites),
+            num_sites=len(self._data.sites),
+            num_examples=self._data.num_examples,
             features=self._data.features,
             num_classes=self._data.num_classes,
             central=len(self._data.central()),
@@ -287,11 +286,14 @@ def encoded(share: SiteShare, codec: AnyCodec, memory: Parameters, seed: int) ->
 
 def some_samples(data: PreparedData, num_samples: int) -> np.ndarray:
     """Features that no site trained on, as far as there are any."""
-    parts: list[Examples] = [data.central(), *(data.held_out(site) for site in data.sites)]
-    if not any(len(part) for part in parts):
-        parts = [data.training(site) for site in data.sites]
-    picked, wanted = [], num_samples
-    for part in parts:
-        picked.append(part.x[:wanted])
-        wanted -= len(picked[-1])
+    for find in (data.held_out, data.training):
+        picked, wanted = [data.central().x[:num_samples]], num_samples
+        wanted -= len(picked[0])
+        for site in data.sites:
+            if not wanted or (isinstance(data.num_examples, int) and not len(find(site))):
+                break  # one of sites that are all alike tells of the others
+            picked.append(find(site).x[:wanted])
+            wanted -= len(picked[-1])
+        if wanted < num_samples:
+            break
     return np.concatenate(picked)

@@ -97,3 +97,28 @@ def test_a_site_that_ends_the_worker_is_lost_alone(tmp_path: Path) -> None:
     assert 2 < len(dropped[0]) < 60
     assert dropped[0] == dropped[1]
     assert models[0] == models[1]
+
+
+def test_a_population_of_a_million_is_trained_a_cohort_at_a_time(tmp_path: Path) -> None:
+    program = linear(tmp_path)
+
+    def laid(name: str, workers: int, record: dict[str, bytes]) -> Path:
+        spec = job(
+            program=own(program),
+            runtime={"kind": "native", "workers": workers},
+            data=DATA | {"sites": 1_000_000, "partitioner": {"kind": "virtual", "alpha": 0.5}},
+            cohort={"size": 50},
+            evaluate=CENTRAL,
+            rounds=4,
+        )
+        return lay(tmp_path / name, spec, program | record)
+
+    one = laid("one", 1, {})
+    with start(one, "native") as process:
+        assert process.wait(120) == 0, (one / "federate.log").read_text()
+    resumed = laid("resumed", 2, inputs_after(one, 2))
+    with start(resumed, "native") as process:
+        assert process.wait(120) == 0, (resumed / "federate.log").read_text()
+
+    assert outputs(resumed) == outputs(one)
+    assert finished(one)[-1].metrics["accuracy"] > 0.3

@@ -2,7 +2,7 @@
 
 ``split`` is pure: labels and a generator in, one sorted array of positions per site out; every
 example is at exactly one site and no site is empty. Real-valued labels are cut into deciles where
-a partitioner goes by label.
+a partitioner goes by label. (``Virtual`` alone divides nothing: its sites draw.)
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from workflows.data.examples import PartitionError
+from workflows.data.virtual import Virtual
 
 Positions = NDArray[np.int64]
 
@@ -118,7 +119,7 @@ class PowerLaw(Partitioner, frozen=True, tag="power-law"):
         return [np.sort(part) for part in np.split(rng.permutation(len(labels)), cuts)]
 
 
-AnyPartitioner = Iid | Dirichlet | ByLabel | PowerLaw
+AnyPartitioner = Iid | Dirichlet | ByLabel | PowerLaw | Virtual
 
 
 def require_room(labels: np.ndarray, sites: int, each: int = 1) -> None:

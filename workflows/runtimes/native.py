@@ -8,6 +8,7 @@
 # strategies = ["*"]
 # mechanisms = []
 # codecs = ["*"]
+# most_sites = 10_000_000
 # ///
 """Rounds without a framework: questions go straight to the workers.
 

@@ -9,11 +9,13 @@ nothing is added to it, the mean is over the examples that came.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import numpy as np
 
 from workflows.selection.selection import Drawing, Drawn, Selection
+
+BLOCK: Final = 1 << 16
 
 
 class Poisson(Selection, frozen=True, tag="poisson"):
@@ -25,11 +27,15 @@ class Poisson(Selection, frozen=True, tag="poisson"):
     """
 
     amplifies: ClassVar[bool] = True
+    scales: ClassVar[bool] = True
 
     def draw(self, drawing: Drawing) -> Drawn:
         num_sites = len(drawing.sites)
-        coins = drawing.rng().integers(num_sites, size=num_sites)  # exact: no probability rounds
-        return Drawn(tuple(drawing.sites[k] for k in np.flatnonzero(coins < drawing.size)))
+        rng, drawn = drawing.rng(), []
+        for start in range(0, num_sites, BLOCK):  # the same numbers as all at once
+            coins = rng.integers(num_sites, size=min(BLOCK, num_sites - start))
+            drawn += (start + np.flatnonzero(coins < drawing.size)).tolist()  # exact: none rounds
+        return Drawn(tuple(drawing.sites[k] for k in drawn))
 
     def most(self, size: int, sites: int) -> int:
         return sites

@@ -9,7 +9,7 @@ arXiv:1908.06287; that sites come and go is ours, as is the coin that simulates 
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 from msgspec import Meta
@@ -30,6 +30,7 @@ class RoundRobin(Selection, frozen=True, tag="round-robin"):
         availability: Probability that a simulated site is there in a round, by a coin of its own.
     """
 
+    goes_by_history: ClassVar[bool] = True
     availability: Annotated[float, Meta(gt=0, le=1)] = 1.0
 
     def draw(self, drawing: Drawing) -> Drawn:
@@ -38,4 +39,4 @@ class RoundRobin(Selection, frozen=True, tag="round-robin"):
         asked = [drawing.asked.get(site, Asked()) for site in drawing.sites]
         there = drawing.rng("availability").random(num_sites) < self.availability
         turns = sorted(np.flatnonzero(there), key=lambda k: (asked[k], lots[k]))
-        return Drawn(tuple(drawing.sites[k] for k in sorted(turns[: drawing.size])))
+        return Drawn(tuple(drawing.sites[int(k)] for k in sorted(turns[: drawing.size])))

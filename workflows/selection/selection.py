@@ -7,7 +7,7 @@ privacy amplification by subsampling may rest on it is a property of the kind.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
@@ -57,11 +57,12 @@ class Drawing:
         round: From 1.
         seed: Of the job.
         num_examples: Examples that each site trains on.
-        asked: When sites were asked before; those that never were are missing.
+        asked: When sites were asked before, for kinds that go by it; those that never were are
+            missing.
         losses: Of the global model at those sites that ``Selection.called`` named and that told.
     """
 
-    sites: tuple[str, ...]
+    sites: Sequence[str]
     size: int
     round: int
     seed: int
@@ -106,9 +107,13 @@ class Selection(
         amplifies: Whether privacy amplification by subsampling may rest on the draw: every site is
             in it by chance alone, independent of data, history and other sites' doing, as a
             theorem on subsampling has it. The draw must then be kept from the adversary, too.
+        goes_by_history: Whether it is told when sites were asked before.
+        scales: Whether a draw takes memory for those that it draws alone, not for all sites.
     """
 
     amplifies: ClassVar[bool] = False
+    goes_by_history: ClassVar[bool] = False
+    scales: ClassVar[bool] = False
 
     def draw(self, drawing: Drawing) -> Drawn:
         """The sites of a round; the same for the same ``drawing``."""

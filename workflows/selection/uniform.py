@@ -17,9 +17,10 @@ class Uniform(Selection, frozen=True, tag="uniform"):
     """A cohort drawn uniformly without replacement, anew each round from the job's seed."""
 
     amplifies: ClassVar[bool] = True
+    scales: ClassVar[bool] = True  # numpy chooses few of many by Floyd's algorithm
 
     def draw(self, drawing: Drawing) -> Drawn:
         if drawing.size == len(drawing.sites):
-            return Drawn(drawing.sites)
+            return Drawn(tuple(drawing.sites))
         places = drawing.rng().choice(len(drawing.sites), drawing.size, replace=False)
         return Drawn(tuple(drawing.sites[k] for k in sorted(places)))

@@ -95,7 +95,7 @@ def test_sites_have_views_of_one_file(tmp_path: Path) -> None:
 
     assert found.sites == ("site-0001", "site-0002", "site-0003")
     assert (found.features, found.num_classes) == ((64,), 10)
-    assert all(isinstance(part.x.base, np.memmap) for part in parts)
+    assert all(isinstance(part.x.base.base, np.memmap) for part in parts)
     assert all(not part.x.flags.writeable for part in parts)
     assert parts[0].x.dtype == np.float32
     assert parts[0].y.dtype == np.int64
