@@ -19,6 +19,7 @@ class RuntimeAbilities(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         mechanisms: Kinds of privacy mechanism it enforces.
         codecs: Kinds of update codec it speaks; ``*`` in a header for every kind there is.
         most_sites: Simulated sites that it can be asked for.
+        vectorizes: Whether it can train small sites together.
     """
 
     summary: str
@@ -27,6 +28,7 @@ class RuntimeAbilities(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     mechanisms: tuple[str, ...] = ()
     codecs: tuple[str, ...] = ("none",)
     most_sites: int = 100_000
+    vectorizes: bool = False
 
 
 class DatasetFacts(msgspec.Struct, frozen=True, kw_only=True):

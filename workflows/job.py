@@ -125,11 +125,14 @@ class Runtime(Value, frozen=True):
         mode: Simulated clients over partitioned data, or real sites.
         workers: Worker processes of a simulation; 0 for one per processor, 4 at most. The
             result does not depend on it.
+        vectorized: Whether small sites are trained together, in one operation for all; the result
+            differs from that of training them one by one in last bits, and in no other way.
     """
 
     kind: str = "flower"
     mode: Literal["simulation", "sites"] = "simulation"
     workers: Annotated[int, Meta(ge=0, le=64)] = 0
+    vectorized: bool = False
 
 
 class Partitioned(Tagged, frozen=True, tag="partitioned"):
@@ -582,6 +585,46 @@ def most_model_bytes(spec: JobSpec, facts: ProgramFacts, rounds: int) -> int:
     return _size_bytes(facts) + rounds * spec.most_updates * each
 
 
+def _require_vectorizable(spec: JobSpec, capabilities: Capabilities) -> None:
+    """Sites are trained together where the loop is ours and nothing in it is a site's own."""
+    if not spec.runtime.vectorized:
+        return
+    facts, strategy = _program(spec, capabilities), spec.strategy
+    half, here = strategy.client_half(), "runtime.vectorized"
+    if not _runtime(spec, capabilities).vectorizes:
+        able = [kind for kind, one in capabilities.runtimes.items() if one.vectorizes]
+        problem = f"runtime {spec.runtime.kind} trains one site after the other"
+        raise Unsupported((here, "runtime.kind"), problem, f"use {_one_of(able)}")
+    misfit: tuple[str, str] | None = None
+    if facts.framework != "torch":
+        misfit = "program", f"{facts.framework} trains one site after the other"
+    elif facts.own_train or facts.own_optimizer:
+        own = "train" if facts.own_train else "optimizer"
+        misfit = "program", f"the program brings its own {own}, which is made for one site"
+    elif facts.frozen_bytes:
+        misfit = "program", "the program has a frozen base, which is made for one site"
+    elif strategy.buffered:
+        misfit = "strategy.kind", f"{_kind(strategy)} takes one answer after the other"
+    elif spec.has_memory:
+        part = "codec" if spec.codec.has_memory else "strategy"
+        misfit = f"{part}.kind", f"sites keep something under {_kind(getattr(spec, part))}"
+    elif not strategy.is_sum:
+        misfit = "strategy.kind", f"{_kind(strategy)} needs each site's own update"
+    elif half.wants_gradient or "loss_before" in half.scalars:
+        misfit = "strategy.kind", f"{_kind(strategy)} has a site look at the model before training"
+    if misfit:
+        field, problem = misfit
+        raise Inconsistent((here, field), problem, "set runtime.vectorized to false")
+    entries = sum(prod(parameter.shape) for parameter in facts.parameters)
+    size = 8 * entries * (1 + len(strategy.vectors))
+    if not spec.program.config and size > spec.limits.output_mb << 20:
+        raise Inconsistent(
+            ("limits.output_mb", here),
+            f"the sum of a group takes {size} bytes, more than {spec.limits.output_mb} MiB",
+            f"raise limits.output_mb to {-(-size >> 20)}",
+        )
+
+
 def _require_room_for_memories(spec: JobSpec, facts: ProgramFacts) -> None:
     """What simulated sites keep fits into a round's checkpoint."""
     if not spec.has_memory or spec.program.config:
@@ -949,6 +992,7 @@ RULES: Final[tuple[Rule, ...]] = (
     _require_runtime,
     _require_privacy,
     _require_program,
+    _require_vectorizable,
     _require_data,
     _require_population,
     _require_strategy,

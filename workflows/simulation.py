@@ -127,7 +127,9 @@ def simulate(
             task = Prepare(data=spec.data, inputs=str(inputs), folder=data)
             preparing = preparer.call(task)
             if manifest:
-                pool.broadcast_task(Load(framework=manifest.framework))
+                pool.broadcast_task(
+                    Load(framework=manifest.framework, vectorized=spec.runtime.vectorized)
+                )
             prepared = preparing.result().answer
         pool.broadcast_task(OpenData(folder=data))
         opened = pool.broadcast_task(_opening(spec, program, prepared))[0].answer

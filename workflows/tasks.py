@@ -176,11 +176,17 @@ class OpenQuery(Task, frozen=True, tag="open-query"):
 
 
 class Load(Task, frozen=True, tag="load"):
-    """Import the framework ahead of the program, which takes seconds."""
+    """Import the framework ahead of the program, which takes seconds.
+
+    Attributes:
+        framework: Of the program.
+        vectorized: Whether sites are going to be trained together.
+    """
 
     answered_by: ClassVar[type[Answer]] = Done
     clock: ClassVar[Clock] = "import_s"
     framework: Literal["torch", "sklearn", "xgboost"]
+    vectorized: bool = False
 
 
 class Prepare(Task, frozen=True, tag="prepare"):

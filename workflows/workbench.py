@@ -18,7 +18,7 @@ from workflows.data.preparation import Prepared as PreparedData
 from workflows.data.preparation import open_prepared, prepare
 from workflows.folding import SiteUpdate, Terms, codec_seed, fold_answer, training_seed
 from workflows.frames import Blob, arrays_from, describe
-from workflows.job import Local
+from workflows.job import JobSpec, Local
 from workflows.model_file import ModelRef, map_model
 from workflows.tasks import (
     Answer,
@@ -47,8 +47,8 @@ from workflows.tasks import (
 )
 from workflows.trainers import load_trainer
 from workflows.trainers.analysis_trainer import AnalysisTrainer
-from workflows.trainers.client_half import Share, train_site
-from workflows.trainers.trainer import Measured, ProgramError, Trainer
+from workflows.trainers.client_half import Share, conclude, train_site
+from workflows.trainers.trainer import GroupTrainer, Measured, ProgramError, Trainer
 from workflows.worker import attempt
 
 
@@ -105,6 +105,8 @@ class Workbench:
         match task:
             case Load():
                 import_module(f"workflows.trainers.{task.framework}_trainer")
+                if task.vectorized:
+                    import_module("workflows.trainers.together").warm_up()
                 return Done(), ()
             case Open():
                 self._trainer = self._load(
@@ -184,19 +186,26 @@ class Workbench:
         counts = dict(zip(task.sites, task.counts, strict=True)) if task.counts else None
         model = spec.strategy.model_of(offered)
         partial = spec.strategy.zero(ServerState(model, round=task.round - 1))
-        trained: list[SiteUpdate] = []
+        found = self._together(task, offered) if spec.runtime.vectorized else {}
 
         def train(site: str, _: Sequence[bytes]) -> tuple[Answer, Sequence[Blob]]:
-            trained[:] = [self._update(task, site, offered)]
-            return Done(), [x.data for x in trained[0].delta.values()]
+            share = found.pop(site, None)
+            if share is None:
+                seed = training_seed(spec, task.round, site)
+                share = self.train(offered, site, spec.local, spec.strategy, {}, seed)
+            if isinstance(share, ProgramError):
+                raise share
+            updates[:] = [update_of(spec, task.round, site, share)]
+            return Done(), [x.data for x in updates[0].delta.values()]
 
+        updates: list[SiteUpdate] = []
         sites: list[FoldedSite | Failed] = []
         for site in task.sites:
             answer, _ = attempt(train, site, [], spec.limits.output_mb)
             if isinstance(answer, Failed):
                 sites.append(answer)
                 continue
-            update = trained.pop()
+            update = updates.pop()
             try:
                 commitment = fold_answer(terms, task.round, update, model, partial, counts)
             except SiteFailure as failure:
@@ -211,24 +220,30 @@ class Workbench:
             arrays=specs, weight=partial.weight, sites=tuple(sites), seconds=seconds
         ), made
 
-    def _update(self, task: TrainMany, site: str, offered: Parameters) -> SiteUpdate:
-        """What one of the sites would send.
+    def _together(self, task: TrainMany, offered: Parameters) -> dict[str, Share | ProgramError]:
+        """What training the sites as one group gives for each.
 
         Raises:
-            ProgramError: The program failed.
+            ProgramError: The program failed, or cannot be trained so.
         """
-        spec = task.spec
-        seed = training_seed(spec, task.round, site)
-        share = self.train(offered, site, spec.local, spec.strategy, {}, seed)
-        sent = encoded(share.share, spec.codec, {}, codec_seed(spec, task.round, site)).sent
-        return SiteUpdate(
-            site,
-            sent,
-            share.num_examples,
-            share.loss,
-            sum(x.nbytes for x in sent.values()),
-            share.scalars,
+        spec, trainer = task.spec, self.trainer
+        if not isinstance(trainer, GroupTrainer):
+            detail = "sites of this program cannot be trained together"
+            raise ProgramError(Cause(code=CauseCode.PROGRAM_RAISED, detail=detail))
+        trained = trainer.train_together(
+            spec.strategy.model_of(offered),
+            [self.data.training(site) for site in task.sites],
+            spec.local,
+            spec.strategy.half_at(offered, {}),
+            [training_seed(spec, task.round, site) for site in task.sites],
         )
+        found: dict[str, Share | ProgramError] = {}
+        for site, one in zip(task.sites, trained, strict=True):
+            if isinstance(one, ProgramError):
+                found[site] = one
+            else:
+                found[site] = conclude(spec.strategy, one, offered, {})
+        return found
 
     def measure(
         self,
@@ -282,6 +297,17 @@ def encoded(share: SiteShare, codec: AnyCodec, memory: Parameters, seed: int) ->
     except Unencodable as error:
         cause = Cause(code=CauseCode.UPDATE_NOT_FINITE, detail=f"after training, {error}")
         raise ProgramError(cause) from error
+
+
+def update_of(spec: JobSpec, round: int, site: str, share: Share) -> SiteUpdate:
+    """What a site would send.
+
+    Raises:
+        ProgramError: The codec has no form for a value of it.
+    """
+    sent = encoded(share.share, spec.codec, {}, codec_seed(spec, round, site)).sent
+    size_bytes = sum(x.nbytes for x in sent.values())
+    return SiteUpdate(site, sent, share.num_examples, share.loss, size_bytes, share.scalars)
 
 
 def some_samples(data: PreparedData, num_samples: int) -> np.ndarray:

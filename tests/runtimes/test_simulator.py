@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
 
 from tests.runtimes.run_folders import (
     bundle,
+    failed,
     finished,
-    inputs_after,
     job,
     lay,
     linear,
@@ -23,6 +25,15 @@ from workflows.events import SiteDropped
 
 DATA = {"kind": "partitioned", "dataset": "digits", "sites": 60, "central": 0.1}
 CENTRAL = {"where": "central"}
+N = "native"
+
+
+def run_all(roots: Mapping[Path, str]) -> None:
+    """Run steps beside each other, each by the runtime that is named."""
+    with ExitStack() as stack:
+        processes = {root: stack.enter_context(start(root, kind)) for root, kind in roots.items()}
+        for root, process in processes.items():
+            assert process.wait(120) == 0, (root / "federate.log").read_text()
 
 
 def test_many_sites_make_one_model_with_any_number_of_workers(tmp_path: Path) -> None:
@@ -36,18 +47,13 @@ def test_many_sites_make_one_model_with_any_number_of_workers(tmp_path: Path) ->
         rounds=4,
     )
 
-    def laid(name: str, kind: str, workers: int, record: dict[str, bytes]) -> Path:
+    def laid(kind: str, workers: int) -> Path:
         runtime = msgspec.structs.replace(spec.runtime, kind=kind, workers=workers)
         changed = msgspec.structs.replace(spec, runtime=runtime)
-        return lay(tmp_path / name, changed, program | record)
+        return lay(tmp_path / f"{kind}-{workers}", changed, program)
 
-    one = laid("one", "native", 1, {})
-    flower = laid("flower", "flower", 1, {})
-    with start(one, "native") as first, start(flower, "flower") as second:
-        assert (first.wait(120), second.wait(120)) == (0, 0), (one / "federate.log").read_text()
-    two, four = laid("two", "native", 2, {}), laid("four", "native", 4, inputs_after(one, 2))
-    with start(two, "native") as third, start(four, "native") as fourth:
-        assert (third.wait(120), fourth.wait(120)) == (0, 0)
+    one, two, four, flower = (laid(*r) for r in (*((N, k) for k in (1, 2, 4)), ("flower", 1)))
+    run_all({one: N, two: N, four: N, flower: "flower"})
 
     assert outputs(two) == outputs(four) == outputs(one)
     assert [event.model for event in finished(flower)] == [event.model for event in finished(one)]
@@ -75,50 +81,100 @@ def build():
 
 def test_a_site_that_ends_the_worker_is_lost_alone(tmp_path: Path) -> None:
     program = bundle(tmp_path, BAD_LOOK, 'framework = "sklearn"')
-    dropped: list[list[tuple[str, CauseCode]]] = []
-    models: list[list[str]] = []
-    for workers in (1, 2):
-        spec = job(
-            program=own(program),
-            runtime={"kind": "native", "workers": workers},
-            data=DATA,
-            evaluate=CENTRAL,
-            rounds=1,
+    roots = [
+        lay(
+            tmp_path / f"run-{workers}",
+            job(
+                program=own(program),
+                runtime={"kind": N, "workers": workers},
+                data=DATA,
+                evaluate=CENTRAL,
+                rounds=1,
+            ),
+            program,
         )
-        root = lay(tmp_path / f"run-{workers}", spec, program)
-        with start(root, "native") as process:
-            assert process.wait(120) == 0, (root / "federate.log").read_text()
-        causes = [event.cause for event in told(root) if isinstance(event, SiteDropped)]
-        dropped.append(sorted((str(cause.site), cause.code) for cause in causes))
-        models.append([event.model for event in finished(root)])
+        for workers in (1, 2)
+    ]
+    run_all(dict.fromkeys(roots, N))
 
+    causes = [
+        [event.cause for event in told(root) if isinstance(event, SiteDropped)] for root in roots
+    ]
+    dropped = [sorted((str(cause.site), cause.code) for cause in part) for part in causes]
     codes = {code for _, code in dropped[0]}
     assert codes == {CauseCode.PROGRAM_DIED, CauseCode.PROGRAM_RAISED}
     assert 2 < len(dropped[0]) < 60
     assert dropped[0] == dropped[1]
-    assert models[0] == models[1]
+    assert outputs(roots[0]) == outputs(roots[1])
 
 
 def test_a_population_of_a_million_is_trained_a_cohort_at_a_time(tmp_path: Path) -> None:
     program = linear(tmp_path)
-
-    def laid(name: str, workers: int, record: dict[str, bytes]) -> Path:
-        spec = job(
-            program=own(program),
-            runtime={"kind": "native", "workers": workers},
-            data=DATA | {"sites": 1_000_000, "partitioner": {"kind": "virtual", "alpha": 0.5}},
-            cohort={"size": 50},
-            evaluate=CENTRAL,
-            rounds=4,
+    roots = [
+        lay(
+            tmp_path / f"run-{workers}",
+            job(
+                program=own(program),
+                runtime={"kind": N, "workers": workers},
+                data=DATA | {"sites": 1_000_000, "partitioner": {"kind": "virtual", "alpha": 0.5}},
+                cohort={"size": 50},
+                evaluate=CENTRAL,
+                rounds=4,
+            ),
+            program,
         )
-        return lay(tmp_path / name, spec, program | record)
+        for workers in (1, 2)
+    ]
+    run_all(dict.fromkeys(roots, N))
 
-    one = laid("one", 1, {})
-    with start(one, "native") as process:
-        assert process.wait(120) == 0, (one / "federate.log").read_text()
-    resumed = laid("resumed", 2, inputs_after(one, 2))
-    with start(resumed, "native") as process:
-        assert process.wait(120) == 0, (resumed / "federate.log").read_text()
+    assert outputs(roots[0]) == outputs(roots[1])
+    assert finished(roots[0])[-1].metrics["accuracy"] > 0.3
 
-    assert outputs(resumed) == outputs(one)
-    assert finished(one)[-1].metrics["accuracy"] > 0.3
+
+def test_sites_trained_together_make_one_model_with_any_number_of_workers(tmp_path: Path) -> None:
+    roots = [
+        lay(
+            tmp_path / f"run-{workers}",
+            job(
+                runtime={"kind": N, "workers": workers, "vectorized": True},
+                data=DATA | {"sites": 200, "partitioner": {"kind": "dirichlet", "alpha": 1.0}},
+                strategy={"kind": "fedprox", "mu": 0.1},
+                evaluate=CENTRAL,
+                rounds=3,
+            ),
+        )
+        for workers in (1, 4)
+    ]
+    run_all(dict.fromkeys(roots, N))
+
+    assert outputs(roots[0]) == outputs(roots[1])
+    assert finished(roots[0])[-1].loss < finished(roots[0])[0].loss
+
+
+def test_a_program_that_cannot_be_stacked_fails_with_the_mend(tmp_path: Path) -> None:
+    program = bundle(tmp_path, RANDOM)
+    spec = job(
+        program=own(program),
+        runtime={"kind": N, "workers": 1, "vectorized": True},
+        evaluate=CENTRAL,
+    )
+    root = lay(tmp_path / "run", spec, program)
+    with start(root, N) as process:
+        assert process.wait(120) == 1
+
+    cause = failed(root).cause
+    assert cause.code is CauseCode.PROGRAM_RAISED
+    assert "at every site of the cohort (5)" in cause.detail
+    assert "set runtime.vectorized to false" in cause.detail
+
+
+RANDOM = """
+import torch
+from torch import nn
+
+def build():
+    return nn.Sequential(nn.Linear(64, 10), nn.Dropout(0.5))
+
+def loss(model, batch):
+    return nn.functional.cross_entropy(model(batch[0]), batch[1])
+"""

@@ -1,4 +1,4 @@
-"""Admission of jobs over more sites than anybody lists."""
+"""Admission of jobs over more sites than anybody lists, or whose sites are trained together."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.workflows.jobs import CAPABILITIES, TABLE, job
+from tests.workflows.jobs import CAPABILITIES, HEAVY, OWN_STEPS, OWN_TRAIN, TABLE, job
 from workflows.capabilities import DatasetFacts, RuntimeAbilities
 from workflows.job import Inconsistent, JobError, Unsupported
 
@@ -15,7 +15,13 @@ LARGE = msgspec.structs.replace(
     CAPABILITIES,
     runtimes={
         **CAPABILITIES.runtimes,
-        "native": RuntimeAbilities(summary="N", modes=("simulation",), most_sites=10_000_000),
+        "native": RuntimeAbilities(
+            summary="N",
+            modes=("simulation",),
+            most_sites=10_000_000,
+            vectorizes=True,
+            codecs=("none", "top-k"),
+        ),
     },
     datasets={
         **CAPABILITIES.datasets,
@@ -111,6 +117,88 @@ def test_what_a_virtual_population_cannot_have_is_refused(
 ) -> None:
     with pytest.raises(error) as refusal:
         job(**asked(**fields)).check(LARGE)
+
+    assert type(refusal.value) is error
+    assert refusal.value.fields == paths
+    assert mend in refusal.value.mend
+
+
+TOGETHER = {"runtime": {"kind": "native", "vectorized": True}}
+
+
+@pytest.mark.parametrize("kind", ["fedavg", "fedprox", "fednova", "fedyogi", "norm-bounding"])
+def test_small_sites_may_be_trained_together(kind: str) -> None:
+    spec = job(**TOGETHER, strategy={"kind": kind})
+
+    assert spec.check(LARGE) is spec
+
+
+NOT_TOGETHER: dict[str, tuple[dict[str, Any], type[JobError], tuple[str, ...], str]] = {
+    "by a runtime that does not": (
+        {"runtime": {"kind": "flower", "vectorized": True}},
+        Unsupported,
+        ("runtime.vectorized", "runtime.kind"),
+        "use native",
+    ),
+    "another framework": (
+        {"program": {"kind": "builtin", "name": "linear"}},
+        Inconsistent,
+        ("runtime.vectorized", "program"),
+        "set runtime.vectorized to false",
+    ),
+    "a loop of the program's own": (
+        {"program": {"kind": "bundle", "digest": OWN_TRAIN}},
+        Inconsistent,
+        ("runtime.vectorized", "program"),
+        "set runtime.vectorized to false",
+    ),
+    "an optimiser of the program's own": (
+        {"program": {"kind": "bundle", "digest": OWN_STEPS}},
+        Inconsistent,
+        ("runtime.vectorized", "program"),
+        "set runtime.vectorized to false",
+    ),
+    "sites that remember": (
+        {"strategy": {"kind": "scaffold"}},
+        Inconsistent,
+        ("runtime.vectorized", "strategy.kind"),
+        "set runtime.vectorized to false",
+    ),
+    "a codec that remembers": (
+        {"codec": {"kind": "top-k", "fraction": 0.1}},
+        Inconsistent,
+        ("runtime.vectorized", "codec.kind"),
+        "set runtime.vectorized to false",
+    ),
+    "a fold of updates": (
+        {"strategy": {"kind": "coordinate-median"}},
+        Inconsistent,
+        ("runtime.vectorized", "strategy.kind"),
+        "set runtime.vectorized to false",
+    ),
+    "a loss before training": (
+        {"strategy": {"kind": "qfedavg"}},
+        Inconsistent,
+        ("runtime.vectorized", "strategy.kind"),
+        "set runtime.vectorized to false",
+    ),
+    "a sum that is too large": (
+        {"program": {"kind": "bundle", "digest": HEAVY}, "limits": {"output_mb": 31}},
+        Inconsistent,
+        ("limits.output_mb", "runtime.vectorized"),
+        "raise limits.output_mb to 32",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "paths", "mend"), NOT_TOGETHER.values(), ids=NOT_TOGETHER
+)
+def test_what_cannot_be_trained_together_is_refused(
+    fields: dict[str, Any], error: type[JobError], paths: tuple[str, ...], mend: str
+) -> None:
+    with pytest.raises(error) as refusal:
+        job(**(TOGETHER | fields)).check(LARGE)
 
     assert type(refusal.value) is error
     assert refusal.value.fields == paths

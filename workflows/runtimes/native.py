@@ -9,6 +9,7 @@
 # mechanisms = []
 # codecs = ["*"]
 # most_sites = 10_000_000
+# vectorizes = true
 # ///
 """Rounds without a framework: questions go straight to the workers.
 
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -29,6 +30,7 @@ from strategies import Parameters, Partial, ServerState
 from workflows.causes import Cause, CauseCode
 from workflows.folding import FoldedSites, SiteUpdate, codec_of, codec_seed, fold_of, training_seed
 from workflows.frames import Blob, FrameError, describe
+from workflows.groups import groups_of
 from workflows.model_file import ModelRef
 from workflows.plan import Plan
 from workflows.rounds import LOSS, Question, SiteMeasures, run_rounds
@@ -63,8 +65,9 @@ class DirectExchange:
     so a fold of its making is trusted no less; that it cannot wrap the sums is made sure of here.
     """
 
-    def __init__(self, pool: WorkerPool[Any], plan: Plan) -> None:
+    def __init__(self, pool: WorkerPool[Any], plan: Plan, num_examples: Mapping[str, int]) -> None:
         self._pool = pool
+        self._num_examples = num_examples
         self._plan = plan
         self._spec = plan.spec
         self._site_s: float | None = None
@@ -76,27 +79,51 @@ class DirectExchange:
         alone = list(question.sites)
         if question.may_fold and self._fits(question):
             alone = []
-            runs = self._runs(question, model)
-            for run, reply in self._pool.as_completed(runs, question.deadline_s):
-                if not isinstance(reply, SiteFailure):
-                    yield self._folded(run, reply, question)
-                elif reply.cause.code is CauseCode.DEADLINE_PASSED:
-                    yield from (_at_site(reply, site) for site in run.sites)
-                else:  # one of them ended the worker
+            cuts = self._groups(question) if self._spec.runtime.vectorized else self._cuts(question)
+            for run, outcome in self._ask_runs(question, model, cuts, question.deadline_s):
+                if not isinstance(outcome, SiteFailure):
+                    yield outcome
+                elif outcome.cause.code is CauseCode.DEADLINE_PASSED:
+                    yield from (_at_site(outcome, site) for site in run.sites)
+                else:  # one of them ended the worker, or spoiled it for its group
                     alone += run.sites
         if alone:
-            yield from self._ask_each(question, sorted(alone), model, ends - time.monotonic())
+            left_s = max(0.0, ends - time.monotonic())
+            yield from self._ask_each(question, sorted(alone), model, left_s)
 
     def _ask_each(
         self, question: Question, sites: Sequence[str], model: ModelRef, left_s: float
-    ) -> Iterator[SiteUpdate | SiteFailure]:
+    ) -> Iterator[SiteUpdate | FoldedSites | SiteFailure]:
+        if self._spec.runtime.vectorized:
+            cuts = ((site,) for site in sites)
+            for run, outcome in self._ask_runs(question, model, cuts, left_s):
+                if isinstance(outcome, SiteFailure):
+                    yield _at_site(outcome, run.sites[0])
+                else:
+                    yield outcome
+            return
         tasks = (self._task(question, site, model) for site in sites)
-        for task, reply in self._pool.as_completed(tasks, max(0.0, left_s)):
+        for task, reply in self._pool.as_completed(tasks, left_s):
             site = str(task.site)
             if isinstance(reply, SiteFailure):
                 yield _at_site(reply, site)
             else:
                 yield _update(site, reply)
+
+    def _ask_runs(
+        self,
+        question: Question,
+        model: ModelRef,
+        cuts: Iterable[tuple[str, ...]],
+        left_s: float,
+    ) -> Iterator[tuple[TrainMany, FoldedSites | SiteFailure]]:
+        """Have runs of sites trained and folded."""
+        runs = ((self._run(question, sites, model), ()) for sites in cuts)
+        for run, reply in self._pool.as_completed(runs, left_s):
+            if isinstance(reply, SiteFailure):
+                yield run, reply
+            else:
+                yield run, self._folded(run, reply, question)
 
     def _fits(self, question: Question) -> bool:
         """Whether the sums of a fold are within what a worker may send."""
@@ -107,9 +134,7 @@ class DirectExchange:
         model = question.strategy.model_of(question.params)
         return question.strategy.zero(ServerState(model, round=question.round - 1))
 
-    def _runs(
-        self, question: Question, model: ModelRef
-    ) -> Iterator[tuple[TrainMany, Sequence[Blob]]]:
+    def _cuts(self, question: Question) -> Iterator[tuple[str, ...]]:
         """The cohort in runs, each as long as is known to be good when it is asked for."""
         most = max(1, len(question.sites) // (RUNS * self._pool.num_workers))
         run_s = min(RUN_S, self._spec.limits.train_s / 4)
@@ -118,19 +143,27 @@ class DirectExchange:
             length = 1 if self._site_s is None else max(1, int(run_s / max(self._site_s, 1e-9)))
             sites = question.sites[start : start + min(length, most)]
             start += len(sites)
-            counts = question.counts
-            yield (
-                TrainMany(
-                    sites=sites,
-                    counts=tuple(counts[site] for site in sites) if counts else None,
-                    round=question.round,
-                    model=model,
-                    spec=self._spec,
-                    plan=self._plan.plan_digest,
-                    job=self._plan.job,
-                ),
-                (),
-            )
+            yield sites
+
+    def _groups(self, question: Question) -> Iterator[tuple[str, ...]]:
+        """The cohort in the groups that are trained together, which must show in no other way.
+
+        A run is one group, so that a group that fails leaves the others as they are.
+        """
+        sites = sorted(question.sites, key=lambda site: (self._num_examples[site], site))
+        return groups_of(sites, self._num_examples.__getitem__)
+
+    def _run(self, question: Question, sites: tuple[str, ...], model: ModelRef) -> TrainMany:
+        counts = question.counts
+        return TrainMany(
+            sites=sites,
+            counts=tuple(counts[site] for site in sites) if counts else None,
+            round=question.round,
+            model=model,
+            spec=self._spec,
+            plan=self._plan.plan_digest,
+            job=self._plan.job,
+        )
 
     def _folded(self, run: TrainMany, reply: Reply, question: Question) -> FoldedSites:
         """A worker's fold, checked as far as its sums could do harm."""
@@ -219,7 +252,7 @@ def federate(folder: StepFolder) -> None:
     recorded, transcripts = record(folder)
     with simulate(folder) as simulation:
         start = recorded or beginning(folder, simulation)
-        exchange = DirectExchange(simulation.pool, folder.plan)
+        exchange = DirectExchange(simulation.pool, folder.plan, simulation.num_examples)
         federation = federation_of(simulation, exchange)
         run_rounds(folder, federation, start, transcripts)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from strategies import LocalResult, Parameters, SiteShare, Strategy
 from workflows.data.examples import Examples
 from workflows.job import Local
-from workflows.trainers.trainer import Trainer
+from workflows.trainers.trainer import Trained, Trainer
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,6 +45,13 @@ def train_site(
     trained = trainer.train(
         strategy.model_of(offered), examples, local, strategy.half_at(offered, memory), seed
     )
+    return conclude(strategy, trained, offered, memory)
+
+
+def conclude(
+    strategy: Strategy, trained: Trained, offered: Parameters, memory: Parameters
+) -> Share:
+    """A site's part, of what its training gave."""
     found = LocalResult(trained.delta, trained.scalars, trained.gradient, trained.trainable)
     share = strategy.conclude(found, offered, memory)
     told = {str(name): trained.scalars[name] for name in strategy.scalars}

@@ -15,6 +15,7 @@ import copy
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -42,7 +43,8 @@ from workflows.trainers.border import (
 from workflows.trainers.descent import Descent, descent_of
 from workflows.trainers.layers import layers_named
 from workflows.trainers.scores import scores_of
-from workflows.trainers.trainer import Measured, Trained
+from workflows.trainers.together import Stack, descend
+from workflows.trainers.trainer import Measured, ProgramError, Trained
 
 EVALUATION_BATCH: Final = 256
 OPSET: Final = 17
@@ -195,6 +197,43 @@ class TorchTrainer:
             gradient,
             trainable,
         )
+
+    def train_together(
+        self,
+        params: Parameters,
+        examples: Sequence[Examples],
+        local: Local,
+        half: ClientHalf,
+        seeds: Sequence[int],
+    ) -> list[Trained | ProgramError]:
+        self._seed_all(seeds[0])
+        model = self._in_training(self._with(params))
+        if buffers := sorted(params.keys() - _parameters(model)):
+            raise _unstackable(f"layer `{buffers[0]}` is a buffer that no gradient moves")
+        if any(weight.dtype not in FEDERATED for weight in model.parameters()):
+            raise _unstackable("not all of its parameters are floating-point numbers")
+        stack = Stack(model, len(examples), self._program.require("loss"))
+        try:
+            with developer_code("loss() over a stack of sites", self._program.folder):
+                losses, steps = descend(
+                    stack, examples, local, half.proximal_mu, seeds, partial(_cut, local.batch_size)
+                )
+        except ProgramError as error:
+            raise _unstackable(error.cause.detail, error.cause.evidence) from error
+        self._require_base(model)
+        told, trainable = _of_the_loop(half, local, steps), _trainable(model)
+        trained: list[Trained | ProgramError] = []
+        for k, loss in enumerate(losses):
+            after = {name: x for name, x in stack.arrays(k).items() if name in params}
+            try:
+                delta = delta_of(params, after)
+            except ProgramError as error:
+                trained.append(error)
+                continue
+            trained.append(
+                Trained(delta, len(examples[k]), loss, scalars=told, trainable=trainable)
+            )
+        return trained
 
     def evaluate(self, params: Parameters, examples: Examples, metrics: Sequence[str]) -> Measured:
         require_metrics(self._program, metrics)
@@ -425,7 +464,8 @@ class TorchTrainer:
 
     @staticmethod
     def _seed_all(seed: int) -> None:
-        torch.manual_seed(seed)
+        # That of the processor alone: torch.manual_seed looks for others, for half a millisecond.
+        torch.default_generator.manual_seed(seed)
         seed_everything(seed)
 
 
@@ -434,11 +474,23 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 def _batches(examples: Examples, order: np.ndarray, size: int) -> Iterator[Batch]:
     """Batches of ``size``; one example left over joins the last, as batch norm needs two."""
-    starts = list(range(0, len(order), size))
-    if size > 1 and len(starts) > 1 and len(order) % size == 1:
-        starts.pop()
-    for start, stop in zip(starts, [*starts[1:], len(order)], strict=True):
+    for start, stop in _cut(size, len(order)):
         yield _tensors(examples, order[start:stop])
+
+
+def _cut(size: int, num_examples: int) -> list[tuple[int, int]]:
+    """Where the batches of ``_batches`` start and stop."""
+    starts = list(range(0, num_examples, size))
+    if size > 1 and len(starts) > 1 and num_examples % size == 1:
+        starts.pop()
+    return list(zip(starts, [*starts[1:], num_examples], strict=True))
+
+
+def _unstackable(problem: str, evidence: str = "") -> ProgramError:
+    return refusal(
+        f"sites cannot be trained together (set runtime.vectorized to false): {problem}",
+        evidence=evidence,
+    )
 
 
 def _tensors(examples: Examples, rows: np.ndarray | slice) -> Batch:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -60,6 +60,29 @@ class Measured:
 
     values: Mapping[str, float]
     num_examples: int
+
+
+@runtime_checkable
+class GroupTrainer(Protocol):
+    """A loaded program whose sites can be trained together."""
+
+    def train_together(
+        self,
+        params: Parameters,
+        examples: Sequence[Examples],
+        local: Local,
+        half: ClientHalf,
+        seeds: Sequence[int],
+    ) -> list[Trained | ProgramError]:
+        """What ``train`` gives for each of some sites with as many examples, but for last bits.
+
+        The same arguments give the same bits. A site that spoils its own model alone has its error
+        in the place of its result.
+
+        Raises:
+            ProgramError: The program raised, or cannot be run over a stack of sites.
+        """
+        ...
 
 
 class Trainer(Protocol):
