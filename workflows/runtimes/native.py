@@ -83,7 +83,7 @@ class DirectExchange:
             for run, outcome in self._ask_runs(question, model, cuts, question.deadline_s):
                 if not isinstance(outcome, SiteFailure):
                     yield outcome
-                elif outcome.cause.code is CauseCode.DEADLINE_PASSED:
+                elif len(run.sites) == 1 or outcome.cause.code is CauseCode.DEADLINE_PASSED:
                     yield from (_at_site(outcome, site) for site in run.sites)
                 else:  # one of them ended the worker, or spoiled it for its group
                     alone += run.sites
