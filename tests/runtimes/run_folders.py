@@ -14,7 +14,7 @@ import msgspec
 from sharing.object_store import digest_of
 from workflows.events import AnyStepEvent, RoundFinished, StepFailed
 from workflows.job import JobSpec
-from workflows.plan import compile_plan
+from workflows.plan import Plan, compile_plan
 from workflows.program import pack
 from workflows.run_directory import RunDirectory
 
@@ -70,15 +70,18 @@ def own(inputs: Mapping[str, bytes]) -> dict[str, Any]:
     return {"kind": "bundle", "digest": digest_of(inputs["bundle.tar"])}
 
 
+def planned(spec: JobSpec, inputs: Mapping[str, bytes] | None = None) -> Plan:
+    digests = {name: digest_of(content) for name, content in (inputs or {}).items()}
+    return compile_plan("job-1", 1, spec, ENVIRONMENT, digests)
+
+
 def lay(root: Path, spec: JobSpec, inputs: Mapping[str, bytes] | None = None) -> Path:
     inputs = inputs or {}
     files = RunDirectory(root)
     files.inputs.mkdir(parents=True)
     for name, content in inputs.items():
         (files.inputs / name).write_bytes(content)
-    digests = {name: digest_of(content) for name, content in inputs.items()}
-    plan = compile_plan("job-1", 1, spec, ENVIRONMENT, digests)
-    files.job.write_bytes(msgspec.json.encode(plan))
+    files.job.write_bytes(msgspec.json.encode(planned(spec, inputs)))
     return root
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.runtimes.run_folders import finished, inputs_after, job, lay, outputs
+from tests.runtimes.run_folders import finished, inputs_after, job, lay, outputs, planned
 from workflows.checkpoint import read_checkpoint
 from workflows.flower_grid import ANSWERS, WorkerGrid, identify
 from workflows.job import JobSpec
@@ -97,7 +97,7 @@ def test_one_model_from_both_runtimes_and_after_any_round(
     tmp_path: Path, one: Simulation, two: Simulation, name: str
 ) -> None:
     spec = spec_of(name)
-    native = DirectExchange(one.pool, spec)
+    native = DirectExchange(one.pool, planned(spec), one.num_examples)
     flower = GridExchange(WorkerGrid(two.pool, two.sites), two.sites, spec)
 
     whole = ran(tmp_path / "whole", one, native, spec)
@@ -108,7 +108,7 @@ def test_one_model_from_both_runtimes_and_after_any_round(
     assert [e.loss for e in finished(same)] == [e.loss for e in finished(whole)]
     for on_record in range(1, ROUNDS):
         inputs = inputs_after(whole, on_record)
-        exchange = DirectExchange(two.pool, spec)
+        exchange = DirectExchange(two.pool, planned(spec), two.num_examples)
         resumed = ran(tmp_path / f"{on_record}", two, exchange, spec, inputs)
         assert outputs(resumed) == outputs(whole)
     lines = outputs(whole)["transcripts.jsonl"].splitlines()
@@ -121,8 +121,10 @@ def test_killed_workers_take_no_sites_memory_with_them(
 ) -> None:
     spec = spec_of("scaffold")
 
-    quiet = ran(tmp_path / "quiet", one, DirectExchange(one.pool, spec), spec)
-    killed = ran(tmp_path / "killed", two, Killing(two.pool, spec), spec)
+    quiet = ran(
+        tmp_path / "quiet", one, DirectExchange(one.pool, planned(spec), one.num_examples), spec
+    )
+    killed = ran(tmp_path / "killed", two, Killing(two.pool, planned(spec), two.num_examples), spec)
 
     assert outputs(killed) == outputs(quiet)
     last = finished(quiet)[-1].checkpoint
@@ -136,7 +138,7 @@ def test_what_sites_keep_does_not_count_as_travelled(tmp_path: Path, two: Simula
     sizes = {}
     for name in ("fednova", "feddyn", "scaffold", "fedavg by top-k"):
         spec = spec_of(name)
-        exchange = DirectExchange(two.pool, spec)
+        exchange = DirectExchange(two.pool, planned(spec), two.num_examples)
         (*_, event) = finished(ran(tmp_path / name, two, exchange, spec))
         sizes[name] = (event.bytes_up, event.bytes_down)
 

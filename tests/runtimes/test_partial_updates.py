@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.runtimes.run_folders import finished, inputs_after, job, lay, outputs
+from tests.runtimes.run_folders import finished, inputs_after, job, lay, outputs, planned
 from tests.runtimes.test_client_halves import ran
 from workflows.checkpoint import read_model
 from workflows.flower_grid import ANSWERS, WorkerGrid, identify
@@ -27,9 +27,17 @@ def test_adapters_travel_and_the_base_stays(tmp_path: Path) -> None:
     spec = job(program=PROGRAM, strategy={"kind": "fedavg"}, local=local, rounds=ROUNDS)
     laid = StepFolder(lay(tmp_path / "laid", spec), "federate")
     with simulate(laid, num_workers=1) as one:
-        whole = ran(tmp_path / "whole", one, DirectExchange(one.pool, spec), spec)
+        whole = ran(
+            tmp_path / "whole", one, DirectExchange(one.pool, planned(spec), one.num_examples), spec
+        )
         inputs = inputs_after(whole, 1)
-        resumed = ran(tmp_path / "resumed", one, DirectExchange(one.pool, spec), spec, inputs)
+        resumed = ran(
+            tmp_path / "resumed",
+            one,
+            DirectExchange(one.pool, planned(spec), one.num_examples),
+            spec,
+            inputs,
+        )
     entry = ("workflows.runtimes.flower", "--worker")
     laid = StepFolder(lay(tmp_path / "again", spec), "federate")
     with simulate(laid, num_workers=2, entry=entry, answers=ANSWERS) as two:

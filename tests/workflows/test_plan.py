@@ -86,5 +86,5 @@ def test_neither_workers_nor_attempts_change_what_is_computed() -> None:
 def test_the_digest_of_a_plan_is_known() -> None:
     """Whoever changes it changes what every site has consented to."""
     assert plan().plan_digest == (
-        "sha256:529f7f2f459e21e2da808ac74f0a81ca97f7bca188be5e9c4de276084d8fc0da"
+        "sha256:f45303f5aa28485bce229a4735a89c93d0aad69a6affaf4bee6d060199293f2a"
     )

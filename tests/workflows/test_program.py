@@ -202,6 +202,7 @@ def test_a_zip_with_an_endless_table_is_refused_before_it_is_read(tmp_path: Path
 @pytest.mark.parametrize(
     "content",
     [b"", b"PK", b"hello", gzip.compress(tar_of(GOOD))[:90], zip_of(GOOD)[:-9], b"\x1f\x8bhello"],
+    ids=["nothing", "two letters", "a word", "half a gzip", "most of a zip", "a word in gzip"],
 )
 def test_what_is_no_archive_is_refused(tmp_path: Path, content: bytes) -> None:
     with pytest.raises((ArchiveUnreadable, ManifestInvalid)):
