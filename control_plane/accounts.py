@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import msgspec
@@ -21,11 +22,18 @@ from clients.resources import (
 )
 from control_plane.authorisation import Action, Relation, may, relation_of
 from control_plane.ids import hash_of_token, new_id, new_token
+from control_plane.notices import REVOKED
 from control_plane.pages import Slice, cut
 from control_plane.platform import Platform
 from control_plane.records.database import Transaction
 from control_plane.records.tables import COLLABORATION, MEMBER, ORGANISATION, TOKEN, USER
-from control_plane.refusals import Forbidden, NameTaken, NotFound, Unacceptable
+from control_plane.refusals import (
+    Forbidden,
+    NameTaken,
+    NotFound,
+    Unacceptable,
+    WrittenMeanwhile,
+)
 
 FIRST_ORGANISATION: Final = "home"
 FIRST_USER: Final = "admin"
@@ -45,6 +53,9 @@ async def bootstrap(
     if await platform.database.rows(select(ORGANISATION.c.id).limit(1)):
         return None
     async with platform.database.writing() as transaction:
+        await transaction.alone("bootstrap")
+        if await transaction.rows(select(ORGANISATION.c.id).limit(1)):
+            return None
         organisation = await _found(transaction, FIRST_ORGANISATION, platform)
         user = await _enlist(transaction, FIRST_USER, organisation.id, FIRST_ROLES, platform)
         token, row = _mint("first", user.id, platform)
@@ -71,7 +82,7 @@ async def add_organisation(
         NameTaken: There is one of this name.
     """
     await _require_host(platform, who)
-    async with platform.database.writing() as transaction:
+    async with naming(new.name), platform.database.writing() as transaction:
         for table in (ORGANISATION, COLLABORATION):
             if await transaction.one_or_none(select(table.c.id).where(table.c.name == new.name)):
                 raise NameTaken(f"the name {new.name!r} is taken")
@@ -102,7 +113,7 @@ async def add_user(platform: Platform, who: Principal, new: NewUser) -> User:
     if not may(who.roles, Action.MANAGE_USERS, Relation.OWNER):
         raise Forbidden("only an admin may add users")
     is_host = await _is_host(platform, who)
-    async with platform.database.writing() as transaction:
+    async with naming(new.name), platform.database.writing() as transaction:
         organisation = await find_organisation(transaction, new.organisation)
         if organisation is None or not (is_host or organisation == who.organisation):
             raise Unacceptable("organisation", f"no organisation is called {new.organisation!r}")
@@ -183,6 +194,20 @@ async def revoke_token(platform: Platform, who: Principal, token: str) -> None:
             raise NotFound("no such token")
         await transaction.execute(delete(TOKEN).where(TOKEN.c.id == token))
         transaction.after_commit(platform.identity.forget)
+        transaction.tell(REVOKED)
+
+
+@asynccontextmanager
+async def naming(name: str) -> AsyncIterator[None]:
+    """Put something on record under ``name``, which another may do at the same time.
+
+    Raises:
+        NameTaken: Another did.
+    """
+    try:
+        yield
+    except WrittenMeanwhile as error:
+        raise NameTaken(f"the name {name!r} was taken just now") from error
 
 
 async def find_organisation(transaction: Transaction, name: str) -> str | None:

@@ -20,18 +20,20 @@ from control_plane.collaborations import NAMES
 from control_plane.ids import new_id
 from control_plane.jobs import get_job
 from control_plane.journal import Fact, load, record
+from control_plane.leases import NOBODY
 from control_plane.platform import Platform
 from control_plane.records.tables import (
     COLLABORATION,
     DATASET,
     IDEMPOTENCY,
     JOB,
+    LEASE,
     MEMBER,
     MODEL,
     ORGANISATION,
     PROGRAM,
 )
-from control_plane.refusals import Forbidden, KeyReused, StillInFlight
+from control_plane.refusals import Forbidden, KeyReused, StillInFlight, WrittenMeanwhile
 from control_plane.views import dataset_of, program_of, text_of, visibility_of
 from control_plane.visibility import sight_of
 from sharing.object_store import is_digest
@@ -93,7 +95,13 @@ async def submit_job(platform: Platform, who: Principal, spec: JobSpec, key: str
     async with _alone(platform, (who.user, key)):
         if (job := await _answered(platform, who, spec, key)) is not None:
             return (await get_job(platform, who, job)).value
-        return await _submit(platform, who, spec, key)
+        try:
+            return await _submit(platform, who, spec, key)
+        except WrittenMeanwhile:
+            # Another replica worked on the same; where that was not the key, nothing is found.
+            if (job := await _answered(platform, who, spec, key)) is None:
+                raise
+            return (await get_job(platform, who, job)).value
 
 
 async def dry_run(platform: Platform, who: Principal, spec: JobSpec) -> DryRun:
@@ -200,6 +208,7 @@ async def _submit(platform: Platform, who: Principal, spec: JobSpec, key: str | 
     }
     async with platform.database.writing() as transaction:
         await transaction.execute(insert(JOB), row)
+        await transaction.execute(insert(LEASE), {"job": job, **NOBODY})
         if key is not None:
             await transaction.execute(
                 insert(IDEMPOTENCY),
@@ -213,7 +222,7 @@ async def _submit(platform: Platform, who: Principal, spec: JobSpec, key: str | 
             )
         fact = Fact(kind="job.submitted", fields={"name": spec.name})
         await record(transaction, platform.hub, await load(transaction, job), now, {}, [fact])
-        transaction.after_commit(platform.bell.ring)
+        platform.bell.ring_after(transaction)
     return (await get_job(platform, who, job)).value
 
 

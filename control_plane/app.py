@@ -33,9 +33,9 @@ from control_plane.api.metrics import Metrics
 from control_plane.api.requests import Call
 from control_plane.api.service import Service
 from control_plane.api.tracing import read_trace, trace_id
-from control_plane.data_folder import server_key
 from control_plane.platform import Rules, open_platform
 from control_plane.reconciler import Reconciler
+from control_plane.server_secret import CURSORS, server_secret
 from control_plane.settings import Settings
 from control_plane.stores import open_store
 from workflows.engine import WorkflowEngine
@@ -102,7 +102,12 @@ def create_app(
     async def life(app: Litestar) -> AsyncIterator[None]:
         async with (
             open_store(settings) as store,
-            open_platform(folder=settings.data, store=store, rules=_rules(settings)) as platform,
+            open_platform(
+                folder=settings.data,
+                store=store,
+                rules=_rules(settings),
+                database_url=settings.records_url,
+            ) as platform,
         ):
             await bootstrap(platform, announce_token)
             reconciler = Reconciler(platform, engine, url)
@@ -110,7 +115,7 @@ def create_app(
                 settings=settings,
                 platform=platform,
                 reconciler=reconciler,
-                cursors=Cursors(server_key(settings.data)),
+                cursors=Cursors(await server_secret(platform.database, CURSORS)),
                 metrics=app.state["metrics"],
             )
             loop = asyncio.create_task(reconciler.run(), name="reconciler")
@@ -161,6 +166,7 @@ def _rules(settings: Settings) -> Rules:
         max_running=settings.max_running,
         max_attempts=settings.max_attempts,
         interval_s=settings.reconcile_s,
+        lease_s=settings.lease_s,
         max_bundle_bytes=settings.program_mb << 20,
         max_dataset_bytes=settings.dataset_mb << 20,
         max_object_bytes=settings.object_mb << 20,

@@ -9,7 +9,7 @@ from sqlalchemy import Row, insert, select
 
 from clients.identity import Principal
 from clients.resources import Collaboration, NewCollaboration, Visibility
-from control_plane.accounts import find_organisation
+from control_plane.accounts import find_organisation, naming
 from control_plane.authorisation import Action, Relation, may
 from control_plane.ids import new_id
 from control_plane.pages import Slice, cut
@@ -37,7 +37,7 @@ async def found_collaboration(
     now = platform.now()
     if new.ends_at is not None and (new.ends_at.tzinfo is None or new.ends_at <= now):
         raise Unacceptable("ends_at", "must be a time to come, with its zone")
-    async with platform.database.writing() as transaction:
+    async with naming(new.name), platform.database.writing() as transaction:
         if await transaction.one_or_none(
             select(COLLABORATION.c.id).where(COLLABORATION.c.name == new.name)
         ):

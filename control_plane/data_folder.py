@@ -8,9 +8,6 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
-
-KEY_BYTES: Final = 32
 
 
 class FolderInUse(Exception):
@@ -55,11 +52,3 @@ def write_private(path: Path, content: bytes) -> None:
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
-
-
-def server_key(folder: Path) -> bytes:
-    """The server's secret, made at its first start."""
-    path = folder / "server.key"
-    if not path.exists():
-        write_private(path, secrets.token_bytes(KEY_BYTES))
-    return path.read_bytes()

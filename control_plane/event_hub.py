@@ -1,7 +1,9 @@
 """From a committed transaction to everybody who watches: in process, encoded once per kind of view.
 
 The newest events of each job are kept in a ring. A watcher reads the ring while it reaches back far
-enough, and the table otherwise, so a slow watcher costs nobody else anything.
+enough, and the table otherwise, so a slow watcher costs nobody else anything. Events of other
+replicas come in through ``notices``, read once for all who watch here; so they may come again, and
+after later ones of this replica.
 """
 
 from __future__ import annotations
@@ -75,11 +77,15 @@ class EventHub:
         self.is_closed = False
 
     def publish(self, job: str, events: Sequence[Event]) -> None:
-        """Hand on events that are on record, in the order of their ids."""
+        """Hand on events that are on record, in the order of their ids; known ones count once."""
         ring = self._ring(job)
         entries = ring.entries
-        if entries and events and events[0].id != entries[-1].event.id + 1:
-            entries.clear()
+        if entries:
+            events = [event for event in events if event.id > entries[-1].event.id]
+            if events and events[0].id != entries[-1].event.id + 1:
+                entries.clear()
+        if not events:
+            return
         entries.extend(_Entry(event) for event in events)
         ring.changed.set()
         ring.changed = asyncio.Event()
@@ -93,6 +99,29 @@ class EventHub:
         num_new = max(0, ring.entries[-1].event.id - after)
         start = len(ring.entries) - num_new
         return [ring.entries[i].told(sight) for i in range(start, len(ring.entries))]
+
+    def lacks(self, job: str, first: int, last: int) -> int | None:
+        """The id after which to publish events, now that ``first`` to ``last`` are on record.
+
+        None if there is no need: they are here, or nobody watches the job here.
+        """
+        ring = self._rings.get(job)
+        if ring is None:
+            return None
+        newest = ring.entries[-1].event.id if ring.entries else first - 1
+        if newest >= last:
+            return None
+        if not ring.num_watchers:
+            ring.entries.clear()
+            return None
+        return newest
+
+    def forget(self) -> None:
+        """Let every watcher read the table: events may be on record that nobody published."""
+        for ring in self._rings.values():
+            ring.entries.clear()
+            ring.changed.set()
+            ring.changed = asyncio.Event()
 
     def changed(self, job: str) -> asyncio.Event:
         """Set when the next event of ``job`` comes, or when the hub is closed."""

@@ -28,7 +28,7 @@ from control_plane.platform import Platform
 from control_plane.progress import Progress, after_event
 from control_plane.records.database import Transaction
 from control_plane.records.tables import ATTEMPT, EVENT, JOB, JOB_OBJECT, ROUND
-from control_plane.refusals import EventGap, Fenced
+from control_plane.refusals import EventGap, Fenced, NotFound
 from control_plane.views import spec_of, text_of
 from sharing.object_store import Digest, ObjectMissing, StoredObject
 from workflows.events import AnyStepEvent, RoundFinished
@@ -98,14 +98,13 @@ async def take_events(
         Fenced: The attempt is over.
     """
     async with platform.database.writing() as transaction:
-        await _require_open(transaction, attempt)
+        job = await _require_open(transaction, attempt)
         name = {"job": attempt.job, "attempt": attempt.number, "step": step}
         row = await transaction.one_or_none(_ACKNOWLEDGED, name)
         acknowledged = row.number if row and row.number else 0
         fresh = _fresh(events, acknowledged)
         if not fresh:
             return int(acknowledged)
-        job = await load(transaction, attempt.job)
         now = platform.now()
         before = progress = progress_of(job)
         facts: list[Fact] = []
@@ -206,21 +205,27 @@ def _is_over(row: Row[Any]) -> bool:
     return Phase(row.phase).is_final or row.number != row.newest or row.ended_at is not None
 
 
-async def _require_open(transaction: Transaction, attempt: Attempt) -> None:
+async def _require_open(transaction: Transaction, attempt: Attempt) -> Row[Any]:
+    """The job's row, held by this transaction; its newest attempt is ``attempt``, and open."""
+    try:
+        job = await load(transaction, attempt.job)
+    except NotFound as error:
+        raise Fenced("the job is no more") from error
     row = await transaction.one_or_none(_ATTEMPT, {"job": attempt.job, "number": attempt.number})
     if row is None or _is_over(row):
         raise Fenced("this attempt was superseded, or its job is closed")
+    return job
 
 
 async def _record_late(platform: Platform, job: str, number: int) -> None:
     async with platform.database.writing() as transaction:
+        row = await load(transaction, job)
         known = await transaction.one_or_none(
             select(EVENT.c.id).where(
                 EVENT.c.job == job, EVENT.c.kind == "late.refused", EVENT.c.attempt == number
             )
         )
         if known is None:
-            row = await load(transaction, job)
             fact = Fact(kind="late.refused", fields={"attempt": number}, attempt=number)
             await record(transaction, platform.hub, row, platform.now(), {}, [fact])
 

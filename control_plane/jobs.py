@@ -131,7 +131,7 @@ async def change_desired(
                 {"desired": desired, "waits_for": WAITS_FOR_STOP},
                 [Fact(kind="cancel.requested", fields={"by": who.user})],
             )
-            transaction.after_commit(platform.bell.ring)
+            platform.bell.ring_after(transaction)
     return await get_job(platform, who, job)
 
 

@@ -12,13 +12,15 @@ from sqlalchemy import Row, bindparam, insert, select, update
 
 from clients.resources import Event
 from control_plane.event_hub import EventHub
+from control_plane.notices import of_events
 from control_plane.records.database import Transaction
 from control_plane.records.tables import EVENT, JOB
 from control_plane.refusals import DatabaseUnavailable, NotFound
 from workflows.plan import StepKind
 from workflows.run import Phase, advance
 
-_SELECT: Final = select(JOB).where(JOB.c.id == bindparam("id"))
+# Not the lock that a new row which belongs to the job would have to wait for.
+_SELECT: Final = select(JOB).where(JOB.c.id == bindparam("id")).with_for_update(key_share=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +45,7 @@ class Fact:
 
 
 async def load(transaction: Transaction, job: str) -> Row[Any]:
-    """The job's row as it is now.
+    """The job's row as it is now, and stays until the transaction ends but for this one's changes.
 
     Raises:
         NotFound: It is gone.
@@ -120,3 +122,4 @@ async def record(
             ],
         )
         transaction.after_commit(lambda: hub.publish(job.id, events))
+        transaction.tell(of_events(job.id, events))

@@ -44,6 +44,7 @@ class LocalIdentity:
         self._now = now
         self._known: OrderedDict[str, _Known] = OrderedDict()
         self._generation = 0
+        self._remembers = True
 
     async def authenticate(self, credential: str) -> Principal:
         if not credential.startswith(TOKEN_PREFIX):
@@ -66,7 +67,7 @@ class LocalIdentity:
             organisation=row.organisation,
             roles=_ROLES.decode(row.roles),
         )
-        if generation == self._generation:
+        if self._remembers and generation == self._generation:
             until = now + REMEMBERED_FOR
             self._known[hashed] = _Known(principal, min(until, row.expires_at or until))
             if len(self._known) > MAX_REMEMBERED:
@@ -77,3 +78,8 @@ class LocalIdentity:
         """Search for every token anew: one was revoked, or roles changed."""
         self._generation += 1
         self._known.clear()
+
+    def remember(self, does: bool) -> None:
+        """Whether to: not while a revocation by another replica would not be heard of."""
+        self.forget()
+        self._remembers = does

@@ -11,11 +11,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from control_plane.bell import Bell
 from control_plane.capabilities import read_capabilities
 from control_plane.custody import Custody
 from control_plane.event_hub import EventHub
+from control_plane.ids import new_id
 from control_plane.local_identity import LocalIdentity
-from control_plane.records.database import Database, open_database
+from control_plane.notices import Ears, follow
+from control_plane.records.database import Database
+from control_plane.records.sqlite import open_sqlite
 from sharing.object_store import Digest, ObjectStore
 from workflows.capabilities import Capabilities
 from workflows.environment import environment_digest
@@ -29,11 +33,12 @@ class Rules:
     """What whoever runs the platform decides.
 
     Attributes:
-        max_running: Runs that this machine works on at a time; others wait.
+        max_running: Runs that are worked on at a time, by all replicas together; others wait.
         max_attempts: Attempts lost in a row, without a new round, after which a run fails.
         interval_s: Between looks at what is open.
         retry_first_s: Between a lost attempt and the next; doubles while nothing is gained.
         retry_longest_s: Longest such pause.
+        lease_s: After which another replica takes on the runs of one that is silent.
         max_bundle_bytes: Largest program as uploaded.
         max_dataset_bytes: Largest data set as uploaded.
         max_object_bytes: Largest object that a step may store.
@@ -47,32 +52,13 @@ class Rules:
     interval_s: float = 0.2
     retry_first_s: float = 0.5
     retry_longest_s: float = 30.0
+    lease_s: float = 10.0
     max_bundle_bytes: int = 64 << 20
     max_dataset_bytes: int = 1 << 30
     max_object_bytes: int = 4 << 30
     probe_timeout_s: float = 120.0
     max_streams: int = 2000
     max_user_streams: int = 200
-
-
-class Bell:
-    """Wakes the reconciler."""
-
-    def __init__(self) -> None:
-        self._rung = asyncio.Event()
-
-    def ring(self) -> None:
-        """Something changed that it should look at."""
-        self._rung.set()
-
-    async def wait(self, timeout_s: float) -> None:
-        """Return when it was rung since the last return, or after ``timeout_s`` seconds."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._rung.wait()
-        except TimeoutError:
-            return
-        self._rung.clear()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +77,9 @@ class Platform:
         identity: Who is calling.
         custody: Guards objects while they come and go.
         bell: Wakes the reconciler.
-        in_flight: Idempotency keys, by user, of submissions that are being worked on.
+        in_flight: Idempotency keys, by user, of submissions that are being worked on here. Another
+            replica that works on the same finds the key on record when it comes to commit.
+        replica: Which of the processes that share the records this is.
     """
 
     database: Database
@@ -103,8 +91,9 @@ class Platform:
     rules: Rules
     now: Callable[[], datetime]
     identity: LocalIdentity
-    custody: Custody = field(default_factory=Custody)
-    bell: Bell = field(default_factory=Bell)
+    custody: Custody
+    replica: str
+    bell: Bell
     in_flight: set[tuple[str, str]] = field(default_factory=set)
 
 
@@ -120,28 +109,49 @@ async def open_platform(
     store: ObjectStore,
     rules: Rules | None = None,
     now: Callable[[], datetime] = utc_now,
+    database_url: str | None = None,
 ) -> AsyncIterator[Platform]:
     """The platform over what lies in ``folder``, made or brought up to date if need be.
 
-    The folder must be ours alone: what an earlier process left in scratch is wiped.
+    The folder must be ours alone: what an earlier process left in scratch is wiped. With a
+    ``database_url`` the records are in that PostgreSQL, for all replicas together; the store must
+    be one for all of them as well.
 
     Raises:
         DatabaseUnavailable: The records cannot be opened.
     """
     rules = rules or Rules()
     await asyncio.to_thread(shutil.rmtree, folder / SCRATCH, ignore_errors=True)
-    database = await asyncio.to_thread(open_database, folder / "foedus.db")
+    database = await asyncio.to_thread(_open_database, folder, database_url)
+    hub = EventHub(rules.max_streams, rules.max_user_streams)
+    bell, identity = Bell(), LocalIdentity(database, now)
+    ears = Ears(database, hub, bell.ring, identity)
+    following = asyncio.create_task(follow(ears), name="notices")
     try:
         yield Platform(
             database=database,
-            hub=EventHub(rules.max_streams, rules.max_user_streams),
+            hub=hub,
             store=store,
             folder=folder,
             environment=await asyncio.to_thread(environment_digest),
             capabilities=await asyncio.to_thread(read_capabilities),
             rules=rules,
             now=now,
-            identity=LocalIdentity(database, now),
+            identity=identity,
+            custody=Custody(database),
+            bell=bell,
+            # One process holds the folder, so who opens its records is who did so before.
+            replica=new_id("replica", now()) if database.sharing else "the only one",
         )
     finally:
+        following.cancel()
+        await asyncio.wait((following,))
         database.close()
+
+
+def _open_database(folder: Path, url: str | None) -> Database:
+    if url is None:
+        return open_sqlite(folder / "foedus.db")
+    from control_plane.records.postgres import open_postgres
+
+    return open_postgres(url)

@@ -2,23 +2,24 @@
 
 Nothing is remembered here between two looks. What is done to a run is on record before or after an
 act that can be repeated, so the process may be killed at any line, and the next one goes on from
-what it finds. Only the reconciler speaks to the engine.
+what it finds. Replicas share the work by ``leases``. Only the reconciler speaks to the engine.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
 import msgspec
 import structlog
-from sqlalchemy import Row, bindparam, insert, select, update
+from sqlalchemy import Row, bindparam, delete, func, insert, select, update
 
+from control_plane import leases
 from control_plane.decisions import Action, Sighting, Standing, decide, sight
 from control_plane.finalisation import Results, Unverified, verify
 from control_plane.ids import hash_of_token, new_id, new_token
@@ -32,6 +33,7 @@ from control_plane.records.tables import (
     DATASET,
     EVENT,
     JOB,
+    LEASE,
     MODEL,
     ROUND,
     VARIANT,
@@ -65,7 +67,17 @@ CHECKPOINTS_KEPT: Final = 2
 
 _log = structlog.get_logger()
 _JOB: Final = select(JOB).where(JOB.c.id == bindparam("job"))
-_UNSETTLED: Final = select(JOB).where(JOB.c.settled.is_(False)).order_by(JOB.c.id)
+
+
+def _takes_slot(phase: Phase) -> bool:
+    return phase is not Phase.PENDING and not phase.is_final
+
+
+_NUM_RUNNING: Final = (
+    select(func.count().label("jobs"))
+    .select_from(JOB)
+    .where(JOB.c.phase.in_([phase for phase in Phase if _takes_slot(phase)]))
+)
 _ATTEMPT: Final = select(ATTEMPT).where(
     ATTEMPT.c.job == bindparam("job"), ATTEMPT.c.number == bindparam("number")
 )
@@ -95,6 +107,7 @@ class _View:
     """What one look at a run showed."""
 
     job: Row[Any]
+    fence: int
     attempt: Row[Any] | None
     observation: Observation | None
     sighting: Sighting
@@ -119,12 +132,32 @@ class Reconciler:
         self._platform = platform
         self._engine = engine
         self._url = url
+        self._open = leases.open_runs(platform.database)
         self._troubles: dict[str, str] = {}
         self.last_pass = 0.0
         self.last_pass_s = 0.0
 
     async def run(self) -> None:
-        """Look again and again, until cancelled."""
+        """Look again and again, until cancelled; then let others have what is held."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._keep_leases())
+                tasks.create_task(self._look_on())
+        finally:
+            with suppress(DatabaseUnavailable):
+                await leases.give_up(self._platform.database, self._platform.replica)
+
+    async def _keep_leases(self) -> None:
+        """Hold on to the runs that are ours, however long an act on one of them takes."""
+        lease_s = self._platform.rules.lease_s
+        while True:
+            await asyncio.sleep(lease_s / 4)
+            try:
+                await leases.renew(self._platform.database, self._platform.replica, lease_s)
+            except DatabaseUnavailable as error:
+                _log.warning("leases.not_renewed", error=str(error))
+
+    async def _look_on(self) -> None:
         while True:
             started = time.monotonic()
             try:
@@ -139,8 +172,9 @@ class Reconciler:
             await self._platform.bell.wait(interval_s)
 
     async def look(self) -> bool:
-        """Move every run on as far as it goes now; False if there was none."""
-        rows = await self._platform.database.rows(_UNSETTLED)
+        """Move every run that is ours on as far as it goes now; False if none is open at all."""
+        rows = await self._platform.database.rows(self._open)
+        fences = await self._hold(rows)
         taken = sum(1 for row in rows if _takes_slot(Phase(row.phase)))
         num_queued = 0
         async with asyncio.TaskGroup() as tasks:
@@ -151,15 +185,27 @@ class Reconciler:
                         taken += 1
                     else:
                         place, num_queued = num_queued, num_queued + 1
-                if place is None or row.waits_for != waiting_at(place):
-                    tasks.create_task(self._guarded(row.id, self._move_on(row.id, place)))
+                if row.id in fences and (place is None or row.waits_for != waiting_at(place)):
+                    work = self._move_on(row.id, fences[row.id], place)
+                    tasks.create_task(self._guarded(row.id, work))
         return bool(rows)
+
+    async def _hold(self, rows: Sequence[Row[Any]]) -> dict[str, int]:
+        """Take some of the runs that nobody holds; the fences of all that are ours, by job."""
+        fences, free = leases.held(rows, self._platform.replica), leases.free(rows)
+        if free:
+            some = free[: leases.TAKEN_AT_ONCE]
+            database, rules = self._platform.database, self._platform.rules
+            fences |= await leases.take(database, self._platform.replica, some, rules.lease_s)
+        if len(free) > leases.TAKEN_AT_ONCE:
+            self._platform.bell.ring()
+        return fences
 
     async def _guarded(self, job: str, work: Any) -> None:  # noqa: ANN401 - a coroutine
         """Do some work on one run, so that its trouble is not everybody's; outermost loop."""
         try:
             await work
-        except _Changed:
+        except (_Changed, leases.LeaseLost):
             self._platform.bell.ring()
         except NotFound:
             self._troubles.pop(job, None)
@@ -177,10 +223,10 @@ class Reconciler:
             log = _log.exception if is_bug else _log.warning
             log("run.stalled", run=job, error=trouble)
 
-    async def _move_on(self, job: str, place: int | None) -> None:
+    async def _move_on(self, job: str, fence: int, place: int | None) -> None:
         """Move one run on; ``place`` is the one it has among those that wait for a slot."""
         for _ in range(MAX_ACTS):
-            view = await self._view(job)
+            view = await self._view(job, fence)
             action = decide(self._standing(view, has_slot=place is None))
             if action is Action.WAIT and place is not None:
                 await self._tell_place(view, place)
@@ -190,20 +236,20 @@ class Reconciler:
                 return
         self._platform.bell.ring()
 
-    async def _view(self, job_id: str) -> _View:
+    async def _view(self, job_id: str, fence: int) -> _View:
         database = self._platform.database
         job = await database.one_or_none(_JOB, {"job": job_id})
         if job is None:
             raise NotFound("no such job")
         if job.attempt == 0:
-            return _View(job, None, None, Sighting.NONE)
+            return _View(job, fence, None, None, Sighting.NONE)
         name = {"job": job.id, "number": job.attempt}
         attempt = await database.one_or_none(_ATTEMPT, name)
         if attempt is None or attempt.ended_at is not None:
-            return _View(job, attempt, None, Sighting.OVER)
+            return _View(job, fence, attempt, None, Sighting.OVER)
         observation = await self._engine.observe(job.id, job.attempt)
         was_heard = observation is None and bool(await database.rows(_HEARD, name))
-        return _View(job, attempt, observation, sight(observation, was_heard=was_heard))
+        return _View(job, fence, attempt, observation, sight(observation, was_heard=was_heard))
 
     def _standing(self, view: _View, *, has_slot: bool) -> Standing:
         rules = self._platform.rules
@@ -242,8 +288,12 @@ class Reconciler:
                 await self._settle(view)
 
     async def _admit(self, view: _View) -> None:
+        """Give the run a slot, if no other replica gave the last one away."""
         phase, waits_for = Phase.ADMITTED, "the attempt to start"
-        async with self._changing(view) as (transaction, row):
+        async with self._changing(view, alone="slots") as (transaction, row):
+            [running] = await transaction.rows(_NUM_RUNNING)
+            if running.jobs >= self._platform.rules.max_running:
+                raise _Changed(row.id)
             await record(
                 transaction,
                 self._platform.hub,
@@ -447,6 +497,7 @@ class Reconciler:
         await self._give_up_checkpoints(job.id)
         async with self._platform.database.writing() as transaction:
             await transaction.execute(update(JOB).where(JOB.c.id == job.id).values(settled=True))
+            await transaction.execute(delete(LEASE).where(LEASE.c.job == job.id))
 
     async def _tell_place(self, view: _View, place: int) -> None:
         changes = {"waits_for": waiting_at(place)}
@@ -530,16 +581,22 @@ class Reconciler:
         return msgspec.structs.replace(plan, plan_digest=view.job.plan_digest)
 
     @asynccontextmanager
-    async def _changing(self, view: _View) -> AsyncIterator[tuple[Transaction, Row[Any]]]:
-        """A transaction on the job as it was seen.
+    async def _changing(
+        self, view: _View, alone: str | None = None
+    ) -> AsyncIterator[tuple[Transaction, Row[Any]]]:
+        """A transaction on the job as it was seen, under the lease; the only one under a name.
 
         Raises:
             _Changed: It is not that any more; nothing was written.
+            LeaseLost: Another replica moves it on; nothing was written.
         """
         async with self._platform.database.writing() as transaction:
+            if alone is not None:
+                await transaction.alone(alone)
             row = await load(transaction, view.job.id)
             if row.version != view.job.version:
                 raise _Changed(view.job.id)
+            await leases.require(transaction, row.id, self._platform.replica, view.fence)
             yield transaction, row
 
     async def _end_attempt(
@@ -562,10 +619,6 @@ def waiting_at(place: int) -> str:
     if place == 0:
         return "a free slot: it is next"
     return f"a free slot: {place} {'job is' if place == 1 else 'jobs are'} ahead"
-
-
-def _takes_slot(phase: Phase) -> bool:
-    return phase is not Phase.PENDING and not phase.is_final
 
 
 def _is_due(view: _View, rules: Rules, now: datetime) -> bool:

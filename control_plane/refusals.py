@@ -91,3 +91,7 @@ class EventGap(IngestError):
 
 class DatabaseUnavailable(ControlPlaneError):
     """The database did not answer; the same call may succeed later."""
+
+
+class WrittenMeanwhile(DatabaseUnavailable):
+    """Somebody else put the same on record at the same time; the same call will find it there."""

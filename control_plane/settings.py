@@ -6,8 +6,9 @@ import ipaddress
 import os
 from pathlib import Path
 from typing import Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import AliasChoices, Field, SecretStr, model_validator
+from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -15,6 +16,22 @@ def default_data_folder() -> Path:
     """Where data lives if nothing is said (XDG Base Directory Specification)."""
     home = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
     return Path(home) / "foedus"
+
+
+def require_postgres(url: str) -> None:
+    """Raise unless ``url`` is one of PostgreSQL's; the message does not repeat it.
+
+    Raises:
+        ValueError: It is not.
+    """
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise ValueError("is no URL") from None
+    if parts.scheme not in ("postgresql", "postgres"):
+        raise ValueError("must begin with postgresql://")
+    if parts.path in ("", "/"):
+        raise ValueError("must name a database: postgresql://user:password@host:port/name")
 
 
 class Settings(BaseSettings):
@@ -25,13 +42,29 @@ class Settings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix="FOEDUS_", extra="ignore", frozen=True, populate_by_name=True
+        env_prefix="FOEDUS_",
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
+        populate_by_name=True,
     )
 
     data: Path = Field(default_factory=default_data_folder)
     """Folder of everything that lasts: database, objects, scratch of attempts, logs. Default
     ``~/.local/share/foedus``. One server at a time may use it; whoever can read it can read
     every model and every upload."""
+
+    database_url: SecretStr | None = None
+    """Records in PostgreSQL, as ``postgresql://user:password@host:port/name``; by default they are
+    in SQLite in the data folder. Several servers, each with a data folder of its own, may then
+    share them if they share objects and engine, too."""
+
+    database_url_file: Path | None = None
+    """File with that URL, for a mounted secret; ``FOEDUS_DATABASE_URL`` wins."""
+
+    lease_s: float = Field(default=10.0, ge=1.0)
+    """Seconds after which another server on the same records takes on the runs of one that is
+    silent."""
 
     host: str = "127.0.0.1"
     """Address to listen on. Any other than a loopback address puts bearer tokens on the network in
@@ -156,6 +189,27 @@ class Settings(BaseSettings):
                 raise ValueError(f"FOEDUS_STORE=s3 needs {', '.join(missing)}")
         return self
 
+    @field_validator("database_url")
+    @classmethod
+    def _is_of_postgres(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None:
+            require_postgres(url.get_secret_value())
+        return url
+
+    @field_validator("database_url_file")
+    @classmethod
+    def _holds_one_of_postgres(cls, file: Path | None) -> Path | None:
+        if file is not None:
+            require_postgres(_content(file))
+        return file
+
+    @property
+    def records_url(self) -> str | None:
+        """Where PostgreSQL is, with its password; None for SQLite in the data folder."""
+        if self.database_url is not None:
+            return self.database_url.get_secret_value()
+        return None if self.database_url_file is None else _content(self.database_url_file)
+
     @property
     def reachable_host(self) -> str:
         """The host under which this very machine reaches the server, fit for a URL."""
@@ -166,3 +220,10 @@ class Settings(BaseSettings):
         if address.is_unspecified:
             return "127.0.0.1" if address.version == 4 else "[::1]"
         return self.host if address.version == 4 else f"[{self.host}]"
+
+
+def _content(file: Path) -> str:
+    try:
+        return file.read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        raise ValueError(f"{file} cannot be read") from None

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Engine
+from alembic.util import CommandError
+from sqlalchemy import Connection, Engine
+
+from control_plane.refusals import DatabaseUnavailable
 
 
 def configuration() -> Config:
@@ -16,9 +20,21 @@ def configuration() -> Config:
     return config
 
 
-def upgrade_to_head(engine: Engine) -> None:
-    """Run the revisions that ``engine``'s database lacks, in one transaction."""
+def upgrade_to_head(engine: Engine, prepare: Callable[[Connection], None]) -> None:
+    """Run the revisions that ``engine``'s database lacks, in one transaction.
+
+    Args:
+        engine: Of the database.
+        prepare: Called first in that transaction.
+
+    Raises:
+        DatabaseUnavailable: The tables are of a revision that this program does not have.
+    """
     config = configuration()
     with engine.begin() as connection:
+        prepare(connection)
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        try:
+            command.upgrade(config, "head")
+        except CommandError as error:
+            raise DatabaseUnavailable(f"the tables are of another version: {error}") from error

@@ -14,6 +14,7 @@ from sqlalchemy import (
     Column,
     DateTime,
     Dialect,
+    Double,
     ForeignKey,
     Index,
     Text,
@@ -32,8 +33,10 @@ class UtcTime(TypeDecorator[datetime]):
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         return None if value is None else value.astimezone(UTC)
 
-    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:  # noqa: ANN401
-        return None if value is None else value.replace(tzinfo=UTC)
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
 def moment(*, nullable: bool = False) -> Any:  # noqa: ANN401 - as SQLModel's own Field
@@ -162,6 +165,29 @@ class JobRow(SQLModel, table=True):
     created_at: datetime = moment()
     updated_at: datetime = moment()
     ended_at: datetime | None = moment(nullable=True)
+
+
+class LeaseRow(SQLModel, table=True):
+    """Which replica moves an unsettled run on: ``control_plane.leases``.
+
+    ``fence`` counts its holders; ``until`` is in seconds since 1970 by the database's clock.
+    """
+
+    __tablename__ = "lease"
+
+    job: str = belongs_to("job.id", key=True)
+    holder: str
+    fence: int = size()
+    until: float = Field(sa_column=Column(Double(), nullable=False))
+
+
+class SecretRow(SQLModel, table=True):
+    """A secret that the replicas share."""
+
+    __tablename__ = "secret"
+
+    name: str = Field(primary_key=True)
+    value: bytes
 
 
 class AttemptRow(SQLModel, table=True):
@@ -336,6 +362,8 @@ TOKEN: Final = _TABLES["token"]
 COLLABORATION: Final = _TABLES["collaboration"]
 MEMBER: Final = _TABLES["collaboration_member"]
 JOB: Final = _TABLES["job"]
+LEASE: Final = _TABLES["lease"]
+SECRET: Final = _TABLES["secret"]
 ATTEMPT: Final = _TABLES["attempt"]
 EVENT: Final = _TABLES["event"]
 ROUND: Final = _TABLES["round"]

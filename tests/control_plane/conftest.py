@@ -14,7 +14,7 @@ from clients.identity import Principal
 from clients.resources import NewOrganisation, NewToken, NewUser, Role
 from control_plane.accounts import add_organisation, add_token, add_user, bootstrap
 from control_plane.platform import Platform, Rules, open_platform
-from control_plane.records.database import open_database
+from control_plane.records.sqlite import open_sqlite
 from sharing.directory_store import DirectoryStore
 from workflows.job import Builtin, JobSpec, Output, Partitioned, Runtime
 
@@ -38,7 +38,7 @@ def job_spec(**changes: object) -> JobSpec:
 def empty_records(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder with all tables and nothing in them, to be copied."""
     folder = tmp_path_factory.mktemp("records")
-    open_database(folder / "foedus.db").close()
+    open_sqlite(folder / "foedus.db").close()
     return folder
 
 

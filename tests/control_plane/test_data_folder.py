@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from control_plane.data_folder import FolderInUse, claimed, server_key, write_private
+from control_plane.data_folder import FolderInUse, claimed, write_private
 
 
 def test_a_folder_is_one_servers_at_a_time(tmp_path: Path) -> None:
@@ -16,14 +16,6 @@ def test_a_folder_is_one_servers_at_a_time(tmp_path: Path) -> None:
 
     with claimed(folder):
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-
-
-def test_the_key_is_made_once_and_is_private(tmp_path: Path) -> None:
-    key = server_key(tmp_path)
-
-    assert len(key) == 32
-    assert server_key(tmp_path) == key
-    assert stat.S_IMODE((tmp_path / "server.key").stat().st_mode) == 0o600
 
 
 def test_a_private_file_is_replaced_whole_and_leaves_no_draft(tmp_path: Path) -> None:

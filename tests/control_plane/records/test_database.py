@@ -18,7 +18,8 @@ from sqlmodel import SQLModel
 
 from control_plane.migrations import HEAD
 from control_plane.migrations.upgrading import configuration
-from control_plane.records.database import Database, open_database
+from control_plane.records.database import Database
+from control_plane.records.sqlite import open_sqlite
 from control_plane.records.tables import MEMBER, ORGANISATION
 from control_plane.refusals import DatabaseUnavailable
 
@@ -28,7 +29,7 @@ NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
 
 @pytest.fixture
 def database(data_folder: Path) -> Iterator[Database]:
-    database = open_database(data_folder / "foedus.db")
+    database = open_sqlite(data_folder / "foedus.db")
     yield database
     database.close()
 
@@ -43,7 +44,7 @@ async def names(database: Database) -> list[str]:
 
 
 def test_the_revisions_make_the_tables_that_the_code_has(tmp_path: Path) -> None:
-    open_database(tmp_path / "foedus.db").close()
+    open_sqlite(tmp_path / "foedus.db").close()
 
     with create_engine(f"sqlite:///{tmp_path / 'foedus.db'}").connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
@@ -57,8 +58,8 @@ def test_the_newest_revision_is_the_one_that_is_known_without_alembic() -> None:
 def test_a_start_with_tables_in_place_does_without_alembic(empty_records: Path) -> None:
     code = (
         "import sys; from pathlib import Path\n"
-        "from control_plane.records.database import open_database\n"
-        f"open_database(Path({str(empty_records / 'foedus.db')!r})).close()\n"
+        "from control_plane.records.sqlite import open_sqlite\n"
+        f"open_sqlite(Path({str(empty_records / 'foedus.db')!r})).close()\n"
         "sys.exit('alembic' in sys.modules)"
     )
 
@@ -71,7 +72,7 @@ def test_a_first_start_that_was_cut_short_is_made_up_for(tmp_path: Path) -> None
         connection.execute("PRAGMA journal_mode = WAL")
     connection.close()
 
-    open_database(path).close()
+    open_sqlite(path).close()
 
     with sqlite3.connect(path) as connection:
         assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [(HEAD,)]
@@ -202,7 +203,7 @@ async def test_moments_come_back_in_utc_whatever_zone_they_went_in_with(
 
 
 async def test_a_database_that_somebody_else_holds_is_unavailable(data_folder: Path) -> None:
-    database = open_database(data_folder / "foedus.db", busy_timeout_s=0.05)
+    database = open_sqlite(data_folder / "foedus.db", busy_timeout_s=0.05)
     other = sqlite3.connect(data_folder / "foedus.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
 
@@ -231,4 +232,4 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "foedus.db").mkdir()
 
     with pytest.raises(DatabaseUnavailable):
-        open_database(tmp_path / "foedus.db")
+        open_sqlite(tmp_path / "foedus.db")
