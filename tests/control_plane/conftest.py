@@ -16,6 +16,7 @@ from control_plane.accounts import add_organisation, add_token, add_user, bootst
 from control_plane.platform import Platform, Rules, open_platform
 from control_plane.records.sqlite import open_sqlite
 from sharing.directory_store import DirectoryStore
+from tests.control_plane import databases
 from workflows.job import Builtin, JobSpec, Output, Partitioned, Runtime
 
 MEMORY = Path("/dev/shm")
@@ -42,6 +43,22 @@ def empty_records(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def tables() -> Iterator[str | None]:
+    """URL of a database with all tables, where the tests run on PostgreSQL; else None."""
+    with databases.new_database() as url:
+        if url is not None:
+            databases.open_records(Path(), url).close()
+        yield url
+
+
+@pytest.fixture
+def database_url(tables: str | None) -> str | None:
+    """URL of a database with nothing in its tables, where the tests run on PostgreSQL."""
+    databases.empty(tables)
+    return tables
+
+
 @pytest.fixture
 def data_folder(empty_records: Path) -> Iterator[Path]:
     """A data folder, in memory where that can be: these tests would mostly wait for the disk."""
@@ -50,9 +67,11 @@ def data_folder(empty_records: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-async def platform(data_folder: Path) -> AsyncIterator[Platform]:
+async def platform(data_folder: Path, database_url: str | None) -> AsyncIterator[Platform]:
     store = DirectoryStore(data_folder / "objects")
-    async with open_platform(folder=data_folder, store=store, rules=RULES) as platform:
+    async with open_platform(
+        folder=data_folder, store=store, rules=RULES, database_url=database_url
+    ) as platform:
         yield platform
 
 

@@ -35,6 +35,7 @@ from control_plane.platform import Platform
 from control_plane.records.database import Database
 from control_plane.refusals import Forbidden, NameTaken, NotFound, Unacceptable
 from tests.control_plane.conftest import People
+from tests.control_plane.databases import sqlite_alone
 
 pytestmark = pytest.mark.anyio
 
@@ -91,6 +92,7 @@ async def test_a_start_that_dies_while_it_shows_the_token_is_made_up_for(
     assert await bootstrap(platform) is not None
 
 
+@sqlite_alone
 async def test_no_token_is_stored(platform: Platform, people: People) -> None:
     secret = people.token.removeprefix("foedus_").encode()
 

@@ -359,11 +359,13 @@ async def test_a_dry_run_counts_trees_as_full_ones(platform: Platform, admin: Pr
 
 
 async def test_what_was_admitted_survives_a_new_process(
-    platform: Platform, admin: Principal
+    platform: Platform, admin: Principal, database_url: str | None
 ) -> None:
     job = await submit_job(platform, admin, job_spec(), "key-0001")
 
-    async with open_platform(folder=platform.folder, store=platform.store) as again:
+    async with open_platform(
+        folder=platform.folder, store=platform.store, database_url=database_url
+    ) as again:
         assert await bootstrap(again) is None
         assert (await get_job(again, admin, job.id)).value == job
         assert await submit_job(again, admin, job_spec(), "key-0001") == job

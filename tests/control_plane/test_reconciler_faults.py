@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from collections.abc import AsyncIterable, AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from control_plane.records.database import Database, Transaction
 from control_plane.records.tables import ARTIFACT, EVENT, JOB, MODEL, ROUND
 from sharing.directory_store import DirectoryStore
 from sharing.object_store import Digest, ObjectStore, StoredObject
+from tests.control_plane import databases
 from tests.control_plane.conftest import MEMORY, RULES, job_spec
 from tests.control_plane.scripted_engine import ScriptedEngine
 from workflows.engine import Credentials, Observation, WorkflowEngine
@@ -128,6 +129,9 @@ class MortalDatabase:
         self._inner = inner
         self._points = points
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
     async def rows(self, *arguments: Any) -> Any:
         return await self._inner.rows(*arguments)
 
@@ -143,20 +147,28 @@ class MortalDatabase:
 
 
 @asynccontextmanager
-async def mortal(folder: Path, points: FailPoints) -> AsyncIterator[Platform]:
+async def mortal(
+    folder: Path, points: FailPoints, database_url: str | None
+) -> AsyncIterator[Platform]:
     store = MortalStore(DirectoryStore(folder / "objects"), points)
-    async with open_platform(folder=folder, store=store, rules=RULES) as platform:
+    async with open_platform(
+        folder=folder, store=store, rules=RULES, database_url=database_url
+    ) as platform:
         database: Any = MortalDatabase(platform.database, points)
-        yield replace(platform, database=database)
+        # Who comes next need not wait for the leases of who died; that has a test of its own.
+        yield replace(platform, database=database, replica="the only one")
 
 
 class Story:
     """One job from its submission to its end, told over as many processes as it takes."""
 
-    def __init__(self, folder: Path, points: FailPoints, rounds: int) -> None:
+    def __init__(
+        self, folder: Path, points: FailPoints, rounds: int, database_url: str | None
+    ) -> None:
         self.folder = folder
         self.points = points
         self.rounds = rounds
+        self.database_url = database_url
         self.engine = ScriptedEngine()
         self.cancel_at_round: int | None = None
         self.deletes = False
@@ -167,7 +179,9 @@ class Story:
         """Start a process, and another whenever one dies; what is on record in the end."""
         for _ in range(MAX_LOOKS):
             async with AsyncExitStack() as stack:
-                platform = await stack.enter_async_context(mortal(self.folder, self.points))
+                platform = await stack.enter_async_context(
+                    mortal(self.folder, self.points, self.database_url)
+                )
                 try:
                     await self._live(platform)
                 except (Died, BaseExceptionGroup) as error:
@@ -231,22 +245,36 @@ class Story:
         }
 
 
+@dataclass(frozen=True)
+class Records:
+    """Tables with nothing in them, in a folder or in a database."""
+
+    folder: Path
+    database_url: str | None
+
+
+@pytest.fixture
+def records(empty_records: Path, database_url: str | None) -> Records:
+    return Records(empty_records, database_url)
+
+
 @asynccontextmanager
-async def a_story(records: Path, points: FailPoints, rounds: int) -> AsyncIterator[Story]:
+async def a_story(records: Records, points: FailPoints, rounds: int) -> AsyncIterator[Story]:
     with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
-        shutil.copytree(records, folder, dirs_exist_ok=True)
-        yield Story(Path(folder), points, rounds)
+        shutil.copytree(records.folder, folder, dirs_exist_ok=True)
+        databases.empty(records.database_url)
+        yield Story(Path(folder), points, rounds, records.database_url)
 
 
 @pytest.mark.parametrize("first", [range(1, 15), range(15, STRIDE + 1)], ids=["early", "late"])
 async def test_a_run_ends_the_same_wherever_the_control_plane_dies(
-    empty_records: Path, first: range
+    records: Records, first: range
 ) -> None:
-    async with a_story(empty_records, FailPoints(0), rounds=1) as story:
+    async with a_story(records, FailPoints(0), rounds=1) as story:
         undisturbed = await story.tell()
 
     for at in first:
-        async with a_story(empty_records, FailPoints(at, STRIDE), rounds=1) as story:
+        async with a_story(records, FailPoints(at, STRIDE), rounds=1) as story:
             assert await story.tell() == undisturbed, f"dying at point {at} and every {STRIDE}"
             assert story.points.deaths >= 2
 
@@ -255,11 +283,11 @@ async def test_a_run_ends_the_same_wherever_the_control_plane_dies(
 
 @pytest.mark.parametrize("offset", range(1, 12, 3))
 async def test_a_lost_attempt_is_followed_however_often_the_control_plane_dies(
-    empty_records: Path, offset: int
+    records: Records, offset: int
 ) -> None:
     ends = []
     for points in (FailPoints(0), FailPoints(offset, step=11)):
-        async with a_story(empty_records, points, rounds=2) as story:
+        async with a_story(records, points, rounds=2) as story:
             story.engine.lose = {1: 8}
             ends.append(await story.tell())
 
@@ -270,10 +298,10 @@ async def test_a_lost_attempt_is_followed_however_often_the_control_plane_dies(
 
 @pytest.mark.parametrize("offset", range(1, 8, 3))
 async def test_a_cancelled_run_is_cleared_away_however_often_the_control_plane_dies(
-    empty_records: Path, offset: int
+    records: Records, offset: int
 ) -> None:
     points = FailPoints(offset, step=7)
-    async with a_story(empty_records, points, rounds=2) as story:
+    async with a_story(records, points, rounds=2) as story:
         story.cancel_at_round = 1
         end = await story.tell()
 
@@ -288,10 +316,10 @@ async def test_a_cancelled_run_is_cleared_away_however_often_the_control_plane_d
 
 @pytest.mark.parametrize("offset", range(1, 12, 3))
 async def test_a_deletion_goes_on_however_often_the_control_plane_dies(
-    empty_records: Path, offset: int
+    records: Records, offset: int
 ) -> None:
     points = FailPoints(offset, step=11)
-    async with a_story(empty_records, points, rounds=2) as story:
+    async with a_story(records, points, rounds=2) as story:
         story.deletes = True
         story.engine.lose = {1: 8}
         end = await story.tell()

@@ -21,6 +21,7 @@ from control_plane.app import create_app
 from control_plane.data_folder import claimed
 from control_plane.settings import Settings
 from sharing.object_store import StoredObject, digest_of
+from tests.control_plane import databases
 from workflows.engine import Activity, Credentials, Observation
 from workflows.manifest import Manifest
 from workflows.plan import Plan
@@ -199,8 +200,14 @@ class Attempt:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder: Path = tmp_path_factory.mktemp("server")
+    with databases.new_database() as url:
+        yield from serving(folder, url)
+
+
+def serving(folder: Path, database_url: str | None) -> Iterator[Server]:
     settings = Settings(
         data=folder,
+        database_url=database_url,
         max_running=1000,
         reconcile_s=0.02,
         heartbeat_s=0.2,

@@ -4,6 +4,7 @@ import asyncio
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -13,7 +14,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, insert, select, text
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlmodel import SQLModel
 
 from control_plane.migrations import HEAD
@@ -21,15 +22,16 @@ from control_plane.migrations.upgrading import configuration
 from control_plane.records.database import Database
 from control_plane.records.sqlite import open_sqlite
 from control_plane.records.tables import MEMBER, ORGANISATION
-from control_plane.refusals import DatabaseUnavailable
+from control_plane.refusals import DatabaseUnavailable, WrittenMeanwhile
+from tests.control_plane.databases import open_records, sqlite_alone
 
 pytestmark = pytest.mark.anyio
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
 
 
 @pytest.fixture
-def database(data_folder: Path) -> Iterator[Database]:
-    database = open_sqlite(data_folder / "foedus.db")
+def database(data_folder: Path, database_url: str | None) -> Iterator[Database]:
+    database = open_records(data_folder, database_url)
     yield database
     database.close()
 
@@ -111,6 +113,7 @@ async def test_readers_do_not_wait_for_the_writer_nor_see_what_is_not_committed(
             assert await names(database) == []
 
 
+@sqlite_alone
 async def test_writers_take_turns(database: Database) -> None:
     async def write(i: int) -> None:
         async with database.writing() as transaction:
@@ -123,6 +126,7 @@ async def test_writers_take_turns(database: Database) -> None:
     assert await names(database) == [f"{i:02}" for i in range(20)]
 
 
+@sqlite_alone  # elsewhere in the order of who waits for whom
 async def test_what_is_told_after_a_commit_is_told_in_order_and_only_then(
     database: Database,
 ) -> None:
@@ -187,6 +191,24 @@ async def test_what_does_not_refer_to_anything_is_refused(database: Database) ->
         await write()
 
 
+async def test_what_is_on_record_already_is_told_apart(database: Database) -> None:
+    async def write() -> None:
+        async with database.writing() as transaction:
+            await transaction.execute(insert(ORGANISATION), organisation("a"))
+
+    await write()
+    with pytest.raises(WrittenMeanwhile):
+        await write()
+
+    assert await names(database) == ["a"]
+
+
+async def test_the_clock_is_that_of_the_world(database: Database) -> None:
+    [row] = await database.rows(select(database.clock.label("now")))
+
+    assert abs(row.now - time.time()) < 2
+
+
 async def test_moments_come_back_in_utc_whatever_zone_they_went_in_with(
     database: Database,
 ) -> None:
@@ -220,7 +242,7 @@ async def test_a_database_that_somebody_else_holds_is_unavailable(data_folder: P
 
 
 async def test_a_statement_that_is_wrong_is_no_unavailable_database(database: Database) -> None:
-    with pytest.raises(OperationalError):
+    with pytest.raises(DBAPIError):
         await database.rows(text("SELECT nothing FROM nowhere"))
 
 
