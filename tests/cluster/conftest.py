@@ -13,6 +13,7 @@ import pytest
 
 from sharing.s3_bucket import Address
 from tests.cluster import minio_server
+from tests.control_plane.databases import new_database
 
 LAB = os.environ.get("FOEDUS_LAB", "")
 MINIO = Path(os.environ.get("LAB_HOME") or Path.home() / ".cache" / "lab") / "bin" / "minio"
@@ -56,3 +57,17 @@ def own_server(s3: Address, tmp_path: Path) -> Iterator[minio_server.Server]:
     server.start()
     yield server
     server.kill()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> str:
+    """URL of the lab's PostgreSQL, where databases may be made."""
+    return services("postgres")["LAB_POSTGRES_URL"]
+
+
+@pytest.fixture
+def records_url(postgres: str) -> Iterator[str]:
+    """URL of a database that is empty, and gone afterwards."""
+    with new_database(postgres) as url:
+        assert url is not None
+        yield url

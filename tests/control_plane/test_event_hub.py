@@ -67,6 +67,40 @@ async def test_a_gap_empties_the_ring_rather_than_show_in_it() -> None:
     assert ids(hub, "job-1", 3) == [4]
 
 
+async def test_events_that_come_again_or_late_are_passed_over() -> None:
+    hub = EventHub()
+    hub.publish("job-1", [event(1), event(2)])
+
+    hub.publish("job-1", [event(1)])
+    hub.publish("job-1", [event(2), event(3)])
+
+    assert ids(hub, "job-1", 0) == [1, 2, 3]
+
+
+async def test_what_others_told_is_read_where_it_is_watched_and_given_up_where_not() -> None:
+    hub = EventHub()
+    hub.publish("job-1", [event(1), event(2)])
+
+    with hub.watching("job-1"):
+        assert hub.lacks("job-1", 3, 4) == 2
+        assert hub.lacks("job-1", 2, 2) is None
+    assert hub.lacks("job-2", 3, 4) is None
+    assert hub.lacks("job-1", 3, 4) is None
+
+    assert ids(hub, "job-1", 2) is None
+
+
+async def test_a_hub_that_may_have_missed_something_sends_watchers_to_the_table() -> None:
+    hub = EventHub()
+    hub.publish("job-1", [event(1)])
+    changed = hub.changed("job-1")
+
+    hub.forget()
+
+    assert changed.is_set()
+    assert ids(hub, "job-1", 0) is None
+
+
 async def test_rings_are_bounded_in_depth_and_number() -> None:
     hub = EventHub(2000, 200)
     hub.publish("deep", [event(i) for i in range(1, 2 * DEPTH)])

@@ -436,6 +436,7 @@ async def test_the_loop_runs_jobs_by_itself_and_beats(bench: Bench) -> None:
             await bench.engine.play(bench.platform)
             await asyncio.sleep(0.001)
     loop.cancel()
+    await asyncio.wait((loop,))
 
     assert bench.reconciler.last_pass > 0
     assert bench.reconciler.last_pass_s < 5

@@ -32,6 +32,38 @@ def test_a_wrong_setting_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, 
     assert refused.value.errors()[0]["loc"] == (name.lower(),)
 
 
+@pytest.mark.parametrize(
+    "url", ["mysql://u:hidden@h/n", "postgresql://u:hidden@h", "hidden", "postgresql://[hidden/n"]
+)
+@pytest.mark.parametrize("is_file", [False, True], ids=["in the environment", "in a file"])
+def test_a_url_of_no_postgres_is_refused_and_not_repeated(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, url: str, is_file: bool
+) -> None:
+    (tmp_path / "url").write_text(url)
+    name = "DATABASE_URL_FILE" if is_file else "DATABASE_URL"
+    monkeypatch.setenv(f"FOEDUS_{name}", str(tmp_path / "url") if is_file else url)
+
+    with pytest.raises(ValidationError) as refused:
+        Settings()
+
+    assert refused.value.errors()[0]["loc"] == (name.lower(),)
+    assert "hidden" not in str(refused.value)
+
+
+def test_the_url_of_the_records_comes_from_its_file_and_is_no_part_of_what_is_shown(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "url").write_text("postgresql://u:hidden@h/n\n")
+    monkeypatch.setenv("FOEDUS_DATABASE_URL_FILE", str(tmp_path / "url"))
+    from_file = Settings()
+    monkeypatch.setenv("FOEDUS_DATABASE_URL", "postgresql://u:hidden@h/other")
+
+    assert Settings.model_fields["database_url"].default is None
+    assert from_file.records_url == "postgresql://u:hidden@h/n"
+    assert Settings().records_url == "postgresql://u:hidden@h/other"
+    assert "hidden" not in repr(Settings())
+
+
 def test_the_data_folder_follows_the_desktop_specification(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
