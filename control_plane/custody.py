@@ -1,7 +1,9 @@
 """One at a time per object.
 
 Between looking whether anybody needs an object and deleting it, nobody may come to need it. Within
-this process a lock in memory keeps callers apart, in order; between replicas the database does.
+this process a lock in memory keeps callers apart, in order; between replicas the database does, for
+as long as the connection stands: a replica that loses it between looking and deleting, while
+another stores the same bytes, deletes what the other has put on record.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ class _Ring:
 
 
 class EventHub:
-    """All rings. Used from the event loop alone."""
+    """All rings of this replica. Used from the event loop alone."""
 
     def __init__(self, most_watchers: int, most_per_user: int) -> None:
         """Prepare a hub.

@@ -262,7 +262,11 @@ async def open_jobs_by_phase(platform: Platform) -> Mapping[Phase, int]:
 
 
 def logs_of(platform: Platform, job: str) -> Path:
-    """Folder of a job's logs: one file per attempt and step."""
+    """Folder of a job's logs: one file per attempt and step.
+
+    It lies with the replica that took them; another one that the attempt turns to is sent them from
+    their beginning.
+    """
     return platform.folder / "logs" / job
 
 

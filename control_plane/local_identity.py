@@ -36,7 +36,8 @@ class _Known:
 class LocalIdentity:
     """Adapter of ``IdentityProvider`` over the records.
 
-    A token is searched for at most once a minute; ``forget`` makes a revocation count at once.
+    A token is searched for at most once a minute; ``forget`` makes a revocation count at once. Of a
+    revocation by another replica it hears through ``notices``.
     """
 
     def __init__(self, database: Database, now: Callable[[], datetime]) -> None:

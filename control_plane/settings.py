@@ -79,7 +79,8 @@ class Settings(BaseSettings):
     it is printed once on standard output, and is nowhere afterwards."""
 
     max_running: int = Field(default=2, ge=1)
-    """Jobs that run at a time; the others wait in line. Each takes the workers that it asks for."""
+    """Jobs that run at a time, on all servers together; the others wait in line. Each takes the
+    workers that it asks for."""
 
     max_attempts: int = Field(default=5, ge=1)
     """Attempts lost in a row, without a new round, after which a job fails."""

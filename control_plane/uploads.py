@@ -39,7 +39,7 @@ _ROOT: Final = Path(__file__).parent.parent
 
 @asynccontextmanager
 async def scratch(platform: Platform) -> AsyncIterator[Path]:
-    """A folder that is gone afterwards."""
+    """A folder of this replica's that is gone afterwards; an upload is one request, so of one."""
     folder = platform.folder / SCRATCH / new_id("upload", platform.now())
     await asyncio.to_thread(folder.mkdir, parents=True, mode=0o700)
     try:
