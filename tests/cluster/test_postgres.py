@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import create_engine, insert, select, text
+from sqlalchemy import create_engine, insert, select, text, update
 from sqlmodel import SQLModel
 
 from clients.identity import NotAuthentic, Principal
@@ -383,6 +384,24 @@ async def test_a_run_that_another_replica_took_is_left_alone(
         assert await _version(a, job) == before + 1  # the cancellation alone
 
 
+async def test_the_last_slot_is_given_away_once(records_url: str, tmp_path: Path) -> None:
+    async with two(tmp_path, records_url) as (a, b, admin):
+        a, b = (replace(p, rules=replace(RULES, max_running=1)) for p in (a, b))
+        for _ in range(10):
+            acts = []
+            for platform in (a, b):
+                job = (await submit_job(platform, admin, job_spec(), None)).id
+                held = await leases.take(platform.database, platform.replica, [job], 10.0)
+                reconciler = Reconciler(platform, ScriptedEngine(), lambda: "here")
+                acts.append(reconciler._admit(await reconciler._view(job, held[job])))
+
+            refused = await asyncio.gather(*acts, return_exceptions=True)
+
+            assert [type(one).__name__ for one in refused if one is not None] == ["_Changed"]
+            async with a.database.writing() as transaction:
+                await transaction.execute(update(JOB).values(phase="failed", settled=True))
+
+
 async def _cancel(platform: Platform, who: Principal, job: str) -> None:
     from control_plane.jobs import change_desired
     from workflows.run import Desired
@@ -478,6 +497,7 @@ async def test_a_server_that_goes_away_in_a_transaction_takes_nothing_half_done_
         await until(lambda: platform.identity._remembers)
 
 
+@pytest.mark.timeout(900)
 def test_the_control_planes_own_tests_pass_on_it(postgres: str) -> None:
     """The suite of the control plane, but for what has nothing to do with records."""
     done = subprocess.run(
@@ -489,7 +509,7 @@ def test_the_control_planes_own_tests_pass_on_it(postgres: str) -> None:
         env={**os.environ, "FOEDUS_TEST_DATABASE_URL": postgres},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=850,
         check=False,
     )
 
