@@ -328,6 +328,19 @@ class Token(Resource, frozen=True):
     secret: str | None = None
 
 
+class LoginView(Resource, frozen=True):
+    """Where users log in.
+
+    Attributes:
+        issuer: OIDC issuer whose access tokens are taken; empty where there is none, and users
+            have tokens of the platform.
+        client_id: Public client there, for the device flow.
+    """
+
+    issuer: str = ""
+    client_id: str = ""
+
+
 class RuntimeView(Resource, frozen=True):
     """One runtime as the capability matrix shows it."""
 

@@ -91,7 +91,9 @@ def _place_of(location: tuple[int | str, ...]) -> str:
     name = "_".join(map(str, location)).upper()
     if not name:
         return ""
-    return f"{name}: " if name.startswith(("FOEDUS_", "MINIO_")) else f"FOEDUS_{name}: "
+    return (
+        f"{name}: " if name.startswith(("FOEDUS_", "KEYCLOAK_", "MINIO_")) else f"FOEDUS_{name}: "
+    )
 
 
 def _serve(settings: Settings, engine: WorkflowEngine) -> int:

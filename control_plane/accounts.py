@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import datetime
 from typing import Any, Final
 
 import msgspec
@@ -20,8 +21,8 @@ from clients.resources import (
     User,
     Visibility,
 )
-from control_plane.authorisation import Action, Relation, may, relation_of
-from control_plane.ids import hash_of_token, new_id, new_token
+from control_plane.authorisation import Action, Relation, may
+from control_plane.ids import EXTERNAL_USER, hash_of_token, new_id, new_token
 from control_plane.notices import REVOKED
 from control_plane.pages import Slice, cut
 from control_plane.platform import Platform
@@ -56,7 +57,7 @@ async def bootstrap(
         await transaction.alone("bootstrap")
         if await transaction.rows(select(ORGANISATION.c.id).limit(1)):
             return None
-        organisation = await _found(transaction, FIRST_ORGANISATION, platform)
+        organisation = await found_organisation(transaction, FIRST_ORGANISATION, platform.now())
         user = await _enlist(transaction, FIRST_USER, organisation.id, FIRST_ROLES, platform)
         token, row = _mint("first", user.id, platform)
         await transaction.execute(insert(TOKEN), {**row, "created_at": now, "expires_at": None})
@@ -86,7 +87,7 @@ async def add_organisation(
         for table in (ORGANISATION, COLLABORATION):
             if await transaction.one_or_none(select(table.c.id).where(table.c.name == new.name)):
                 raise NameTaken(f"the name {new.name!r} is taken")
-        return await _found(transaction, new.name, platform)
+        return await found_organisation(transaction, new.name, platform.now())
 
 
 async def list_organisations(
@@ -148,7 +149,7 @@ async def add_token(platform: Platform, who: Principal, new: NewToken) -> Token:
 
     Raises:
         NotFound: There is no such user for whom the caller may make one.
-        Unacceptable: It would have expired already.
+        Unacceptable: It would have expired already, or the user has the identity provider's.
     """
     now = platform.now()
     if new.expires_at is not None and (new.expires_at.tzinfo is None or new.expires_at <= now):
@@ -156,6 +157,8 @@ async def add_token(platform: Platform, who: Principal, new: NewToken) -> Token:
     user = new.user or who.user
     if not await _reaches(platform, who, user):
         raise NotFound("no such user")
+    if user.startswith(EXTERNAL_USER):
+        raise Unacceptable("user", "logs in through the identity provider, which gives its tokens")
     token, row = _mint(new.label, user, platform)
     async with platform.database.writing() as transaction:
         await transaction.execute(
@@ -218,34 +221,8 @@ async def find_organisation(transaction: Transaction, name: str) -> str | None:
     return None
 
 
-async def _reaches(platform: Platform, who: Principal, user: str) -> bool:
-    """True if ``user`` is the caller, or one whom the caller is admin of."""
-    if user == who.user:
-        return True
-    row = await platform.database.one_or_none(select(USER.c.organisation).where(USER.c.id == user))
-    if row is None or not may(who.roles, Action.MANAGE_USERS, Relation.OWNER):
-        return False
-    return row.organisation == who.organisation or await _is_host(platform, who)
-
-
-async def _is_host(platform: Platform, who: Principal) -> bool:
-    """True for an admin of the organisation that runs the platform: the first one."""
-    first = await platform.database.one_or_none(
-        select(ORGANISATION.c.id).order_by(ORGANISATION.c.id).limit(1)
-    )
-    if first is None:
-        return False
-    relation = relation_of(who, first.id, is_partner=False)
-    return may(who.roles, Action.MANAGE_ORGANISATIONS, relation)
-
-
-async def _require_host(platform: Platform, who: Principal) -> None:
-    if not await _is_host(platform, who):
-        raise Forbidden("only an admin of the organisation that runs the platform may do this")
-
-
-async def _found(transaction: Transaction, name: str, platform: Platform) -> Organisation:
-    now = platform.now()
+async def found_organisation(transaction: Transaction, name: str, now: datetime) -> Organisation:
+    """Put an organisation on record, and a collaboration for itself; the name is free."""
     organisation = Organisation(id=new_id("organisation", now), name=name, created_at=now)
     collaboration = new_id("collaboration", now)
     await transaction.execute(insert(ORGANISATION), msgspec.structs.asdict(organisation))
@@ -265,6 +242,35 @@ async def _found(transaction: Transaction, name: str, platform: Platform) -> Org
         insert(MEMBER), {"collaboration": collaboration, "organisation": organisation.id}
     )
     return organisation
+
+
+async def _reaches(platform: Platform, who: Principal, user: str) -> bool:
+    """True if ``user`` is the caller, or one whom the caller is admin of."""
+    if user == who.user:
+        return True
+    row = await platform.database.one_or_none(select(USER.c.organisation).where(USER.c.id == user))
+    if row is None or not may(who.roles, Action.MANAGE_USERS, Relation.OWNER):
+        return False
+    return row.organisation == who.organisation or await _is_host(platform, who)
+
+
+async def _is_host(platform: Platform, who: Principal) -> bool:
+    """True for an admin of the organisation that runs the platform: the first one.
+
+    It is known by its name, not by its id: a clock that was set back gives smaller ids.
+    """
+    first = await platform.database.one_or_none(
+        select(ORGANISATION.c.id).where(ORGANISATION.c.name == FIRST_ORGANISATION)
+    )
+    if first is None:
+        return False
+    relation = relation_of(who, first.id, is_partner=False)
+    return may(who.roles, Action.MANAGE_ORGANISATIONS, relation)
+
+
+async def _require_host(platform: Platform, who: Principal) -> None:
+    if not await _is_host(platform, who):
+        raise Forbidden("only an admin of the organisation that runs the platform may do this")
 
 
 async def _enlist(

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Final
 
 import structlog
@@ -22,6 +23,7 @@ from control_plane.api import (
     health,
     ingest,
     jobs,
+    login,
     models,
     problems,
     programs,
@@ -33,7 +35,8 @@ from control_plane.api.metrics import Metrics
 from control_plane.api.requests import Call
 from control_plane.api.service import Service
 from control_plane.api.tracing import read_trace, trace_id
-from control_plane.platform import Rules, open_platform
+from control_plane.local_identity import LocalIdentity
+from control_plane.platform import MakeIdentity, Rules, local_identity, open_platform
 from control_plane.reconciler import Reconciler
 from control_plane.server_secret import CURSORS, server_secret
 from control_plane.settings import Settings
@@ -51,6 +54,7 @@ HANDLERS: Final = (
     *models.HANDLERS,
     *collaborations.HANDLERS,
     *accounts.HANDLERS,
+    *login.HANDLERS,
     *capabilities.HANDLERS,
     *ingest.HANDLERS,
     *health.HANDLERS,
@@ -107,6 +111,7 @@ def create_app(
                 store=store,
                 rules=_rules(settings),
                 database_url=settings.records_url,
+                identity=_identity(settings),
             ) as platform,
         ):
             await bootstrap(platform, announce_token)
@@ -159,6 +164,22 @@ def local_engine(settings: Settings, environ: Mapping[str, str]) -> LocalEngine:
     """
     endpoint_file = settings.data / ENDPOINT_FILE
     return LocalEngine(settings.data / "runs", endpoint_file=endpoint_file, environ=environ)
+
+
+def _identity(settings: Settings) -> MakeIdentity:
+    """Who says who is calling; the adapter for Keycloak is imported only where it is chosen."""
+    if settings.keycloak is None:
+        return local_identity
+    from control_plane.enrolment import enrol
+    from control_plane.keycloak_identity import connected
+
+    realm = settings.keycloak
+    return lambda database, now: connected(
+        realm,
+        local=LocalIdentity(database, now),
+        enrol=partial(enrol, database, now),
+        now=now,
+    )
 
 
 def _rules(settings: Settings) -> Rules:

@@ -15,9 +15,9 @@ from typing import Final
 import structlog
 from sqlalchemy import bindparam, select
 
+from clients.identity import IdentityProvider
 from clients.resources import Event
 from control_plane.event_hub import DEPTH, EventHub
-from control_plane.local_identity import LocalIdentity
 from control_plane.records.database import Database
 from control_plane.records.tables import EVENT
 from control_plane.refusals import DatabaseUnavailable
@@ -52,7 +52,7 @@ class Ears:
     database: Database
     hub: EventHub
     wake: Callable[[], None]
-    identity: LocalIdentity
+    identity: IdentityProvider
 
 
 def of_events(job: str, events: Sequence[Event]) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from clients.identity import IdentityProvider
 from control_plane.bell import Bell
 from control_plane.capabilities import read_capabilities
 from control_plane.custody import Custody
@@ -90,7 +91,7 @@ class Platform:
     capabilities: Capabilities
     rules: Rules
     now: Callable[[], datetime]
-    identity: LocalIdentity
+    identity: IdentityProvider
     custody: Custody
     replica: str
     bell: Bell
@@ -102,6 +103,19 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
+MakeIdentity = Callable[
+    [Database, Callable[[], datetime]], AbstractAsyncContextManager[IdentityProvider]
+]
+
+
+@asynccontextmanager
+async def local_identity(
+    database: Database, now: Callable[[], datetime]
+) -> AsyncIterator[IdentityProvider]:
+    """Users and tokens of our own."""
+    yield LocalIdentity(database, now)
+
+
 @asynccontextmanager
 async def open_platform(
     *,
@@ -110,12 +124,21 @@ async def open_platform(
     rules: Rules | None = None,
     now: Callable[[], datetime] = utc_now,
     database_url: str | None = None,
+    identity: MakeIdentity = local_identity,
 ) -> AsyncIterator[Platform]:
     """The platform over what lies in ``folder``, made or brought up to date if need be.
 
     The folder must be ours alone: what an earlier process left in scratch is wiped. With a
     ``database_url`` the records are in that PostgreSQL, for all replicas together; the store must
     be one for all of them as well.
+
+    Args:
+        folder: Of everything that lasts.
+        store: The objects.
+        rules: What whoever runs the platform decided.
+        now: The clock, in UTC.
+        database_url: Of PostgreSQL; None for SQLite in the folder.
+        identity: Makes who says who is calling.
 
     Raises:
         DatabaseUnavailable: The records cannot be opened.
@@ -124,29 +147,40 @@ async def open_platform(
     await asyncio.to_thread(shutil.rmtree, folder / SCRATCH, ignore_errors=True)
     database = await asyncio.to_thread(_open_database, folder, database_url)
     hub = EventHub(rules.max_streams, rules.max_user_streams)
-    bell, identity = Bell(), LocalIdentity(database, now)
-    ears = Ears(database, hub, bell.ring, identity)
+    bell = Bell()
+    try:
+        async with (
+            identity(database, now) as provider,
+            _hearing(Ears(database, hub, bell.ring, provider)),
+        ):
+            yield Platform(
+                database=database,
+                hub=hub,
+                store=store,
+                folder=folder,
+                environment=await asyncio.to_thread(environment_digest),
+                capabilities=await asyncio.to_thread(read_capabilities),
+                rules=rules,
+                now=now,
+                identity=provider,
+                custody=Custody(database),
+                bell=bell,
+                # One process holds the folder, so who opens its records is who did so before.
+                replica=new_id("replica", now()) if database.sharing else "the only one",
+            )
+    finally:
+        database.close()
+
+
+@asynccontextmanager
+async def _hearing(ears: Ears) -> AsyncIterator[None]:
+    """Hear what other replicas tell."""
     following = asyncio.create_task(follow(ears), name="notices")
     try:
-        yield Platform(
-            database=database,
-            hub=hub,
-            store=store,
-            folder=folder,
-            environment=await asyncio.to_thread(environment_digest),
-            capabilities=await asyncio.to_thread(read_capabilities),
-            rules=rules,
-            now=now,
-            identity=identity,
-            custody=Custody(database),
-            bell=bell,
-            # One process holds the folder, so who opens its records is who did so before.
-            replica=new_id("replica", now()) if database.sharing else "the only one",
-        )
+        yield
     finally:
         following.cancel()
         await asyncio.wait((following,))
-        database.close()
 
 
 def _open_database(folder: Path, url: str | None) -> Database:

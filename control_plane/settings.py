@@ -5,17 +5,88 @@ from __future__ import annotations
 import ipaddress
 import os
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from clients.resources import Role
 
 
 def default_data_folder() -> Path:
     """Where data lives if nothing is said (XDG Base Directory Specification)."""
     home = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
     return Path(home) / "foedus"
+
+
+def _either(name: str, *others: str) -> Any:  # noqa: ANN401 - as pydantic's own
+    """Names of a variable: ours, and those of the documents that this platform follows."""
+    return AliasChoices(f"FOEDUS_KEYCLOAK_{name}", *others)
+
+
+class KeycloakSettings(BaseSettings):
+    """How users of a Keycloak realm are known, where ``FOEDUS_IDENTITY=keycloak``.
+
+    No client secret is needed: tokens are verified with the realm's public keys.
+    """
+
+    model_config = SettingsConfigDict(extra="ignore", frozen=True, populate_by_name=True)
+
+    server_url: str = Field(
+        validation_alias=_either("SERVER_URL", "KEYCLOAK_SERVER_URL"), pattern=r"^https?://[^/@]+"
+    )
+    """Where this server reaches Keycloak, as https://keycloak.example.org. Over plain http whoever
+    is between could give other keys, and so be anyone."""
+
+    realm: str = Field(
+        default="foedus",
+        validation_alias=_either("REALM", "KEYCLOAK_REALM"),
+        pattern=r"^[^/?#]+$",
+    )
+    """Name of the realm; ``foedus admin keycloak import`` makes one that fits."""
+
+    audience: str = Field(
+        default="foedus-api",
+        validation_alias=_either("AUDIENCE", "FOEDUS_KEYCLOAK_CLIENT_ID", "KEYCLOAK_CLIENT_ID"),
+        min_length=1,
+    )
+    """Client that stands for this platform in the realm; tokens without it in ``aud`` are another
+    service's and refused."""
+
+    issuer: str = Field(default="", validation_alias=_either("ISSUER"))
+    """What tokens say in ``iss``, if it is not SERVER_URL/realms/REALM: users reach Keycloak by
+    another name than this server does."""
+
+    cli_client_id: str = Field(default="foedus-cli", validation_alias=_either("CLI_CLIENT_ID"))
+    """Client by which ``foedus login --device`` logs in; told to anyone at ``/v1/login``."""
+
+    organisation_claim: str = Field(
+        default="organisation", validation_alias=_either("ORGANISATION_CLAIM"), min_length=1
+    )
+    """Claim that names the user's organisation, which is added when it first comes. Users must not
+    be able to change it themselves."""
+
+    roles: dict[str, Role] = Field(
+        default={role.value: role for role in Role}, validation_alias=_either("ROLES"), min_length=1
+    )
+    """Our role for each role of the realm, as JSON: {"ml-developer": "developer"}; by default those
+    of the same name. Users with none of them are refused."""
+
+    @field_validator("server_url", "issuer")
+    @classmethod
+    def _without_slash(cls, url: str) -> str:
+        return url.rstrip("/")
+
+    @property
+    def issuer_url(self) -> str:
+        """What tokens of the realm say in ``iss``."""
+        return self.issuer or f"{self.server_url}/realms/{self.realm}"
+
+    @property
+    def base_url(self) -> str:
+        """Where this server reaches Keycloak, fit to be followed by a path."""
+        return f"{self.server_url}/"
 
 
 def require_postgres(url: str) -> None:
@@ -77,6 +148,19 @@ class Settings(BaseSettings):
     first_token_file: Path | None = None
     """File (made with mode 0600) for the administrator's token of the first start; by default
     it is printed once on standard output, and is nowhere afterwards."""
+
+    identity: Literal["local", "keycloak"] = "local"
+    """Who says who is calling: ``local`` knows users and tokens of its own, ``keycloak`` besides
+    these the access tokens of a Keycloak realm."""
+
+    keycloak: KeycloakSettings | None = Field(
+        default_factory=lambda so_far: (
+            KeycloakSettings()  # type: ignore[call-arg]  # the environment gives what is missing
+            if so_far.get("identity") == "keycloak"
+            else None
+        )
+    )
+    """That realm, as ``FOEDUS_KEYCLOAK_...`` describe it; None under another identity."""
 
     max_running: int = Field(default=2, ge=1)
     """Jobs that run at a time, on all servers together; the others wait in line. Each takes the

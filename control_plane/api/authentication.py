@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from control_plane.api.service import Service
 
 SCHEME: Final = b"bearer "
-LONGEST_TOKEN: Final = 512
+LONGEST_TOKEN: Final = 8192
+"""An OIDC token with many roles takes some thousand characters."""
 
 
 def bearer_token(headers: Any) -> str:  # noqa: ANN401 - ASGI's iterable of pairs

@@ -18,6 +18,7 @@ from clients.resources import (
     Event,
     Job,
     JobPatch,
+    LoginView,
     Model,
     NewCollaboration,
     NewOrganisation,
@@ -205,6 +206,9 @@ BODIES: Final[Mapping[str, Any]] = {
     "JobSpec": SPEC,
     "JobPatch": JobPatch(desired="cancelled"),
     "Job": RUNNING,
+    "LoginView": LoginView(
+        issuer="https://keycloak.example.org/realms/foedus", client_id="foedus-cli"
+    ),
     "DryRun": DryRun(
         plan_digest=PLAN,
         steps={"federate": ("workflows.runtimes.flower",), "publish": ("workflows.steps.publish",)},

@@ -24,7 +24,7 @@ from litestar.exceptions import (
 )
 from litestar.types import Method
 
-from clients.identity import NotAuthentic
+from clients.identity import IdentityUnavailable, NotAuthentic, NotEntitled
 from clients.resources import Problem
 from control_plane import refusals
 from control_plane.api.cursors import CursorInvalid
@@ -96,6 +96,7 @@ PROBLEMS: Final[Mapping[type[Exception], Face]] = {
         "The credential proves nothing",
         "Send `Authorization: Bearer TOKEN` with a token that is valid.",
     ),
+    NotEntitled: Face(403, "not-entitled", "No place on this platform"),
     _R.Forbidden: Face(
         403, "forbidden", "Not with your roles", "Ask someone whose role includes this."
     ),
@@ -184,6 +185,9 @@ PROBLEMS: Final[Mapping[type[Exception], Face]] = {
     StoreError: Face(500, "store-failed", "Storage failed"),
     EngineError: Face(500, "engine-failed", "The engine failed"),
     TimedOut: Face(503, "timed-out", "The answer took too long", retry_after=2),
+    IdentityUnavailable: Face(
+        503, "identity-unavailable", "The identity provider did not answer", retry_after=5
+    ),
     _R.DatabaseUnavailable: Face(
         503, "database-unavailable", "The database did not answer", retry_after=2
     ),

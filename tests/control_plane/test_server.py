@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent.parent
 PATIENCE_S = 30.0
 FORBIDDEN = (
     *("torch", "flwr", "sklearn", "xgboost", "onnx", "onnxruntime", "ray", "matplotlib", "opacus"),
-    *("scipy", "pyarrow", "tenseal", "minio", "psycopg"),
+    *("scipy", "pyarrow", "tenseal", "minio", "psycopg", "keycloak", "jwcrypto"),
 )
 JOB = {
     "name": "survivor",

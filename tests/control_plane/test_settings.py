@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from control_plane import settings as module
-from control_plane.settings import Settings, default_data_folder
+from control_plane.settings import KeycloakSettings, Settings, default_data_folder
 
 
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +88,7 @@ def test_this_machine_reaches_the_server(host: str, reachable: str) -> None:
 
 def test_every_setting_says_what_it_does() -> None:
     source = inspect.getsource(module)
-    for name in Settings.model_fields:
+    for name in (*Settings.model_fields, *KeycloakSettings.model_fields):
         after = source.partition(f"\n    {name}: ")[2]
         assert after.split("\n\n")[0].count('"""') == 2, name
 
@@ -127,3 +127,57 @@ def test_a_bucket_without_address_or_credentials_is_refused(
 def test_an_endpoint_is_a_host_and_a_port(endpoint: str) -> None:
     with pytest.raises(ValidationError):
         Settings(s3_endpoint=endpoint)
+
+
+@pytest.mark.parametrize("prefix", ["FOEDUS_KEYCLOAK", "KEYCLOAK"])
+def test_a_realm_comes_from_the_environment_under_either_name(
+    monkeypatch: pytest.MonkeyPatch, prefix: str
+) -> None:
+    monkeypatch.setenv("FOEDUS_IDENTITY", "keycloak")
+    monkeypatch.setenv(f"{prefix}_SERVER_URL", "https://keycloak.example.org/auth/")
+    monkeypatch.setenv(f"{prefix}_REALM", "iot-ngin")
+    monkeypatch.setenv(f"{prefix}_CLIENT_ID", "ppfl")
+    monkeypatch.setenv("KEYCLOAK_CLIENT_SECRET_KEY", "not needed, and in no way")
+    monkeypatch.setenv("FOEDUS_KEYCLOAK_ROLES", '{"ml-developer": "developer"}')
+
+    realm = Settings().keycloak
+
+    assert realm is not None
+    assert realm.issuer_url == "https://keycloak.example.org/auth/realms/iot-ngin"
+    assert (realm.audience, realm.roles) == ("ppfl", {"ml-developer": "developer"})
+    assert "not needed" not in repr(realm)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SERVER_URL", ""),
+        ("SERVER_URL", "keycloak.example.org"),
+        ("SERVER_URL", "https://admin:secret@keycloak.example.org"),
+        ("REALM", "a/b"),
+        ("AUDIENCE", ""),
+        ("ROLES", '{"ml": "boss"}'),
+        ("ROLES", "{}"),
+    ],
+)
+def test_a_realm_that_cannot_be_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv("FOEDUS_IDENTITY", "keycloak")
+    monkeypatch.setenv("FOEDUS_KEYCLOAK_SERVER_URL", "https://keycloak.example.org")
+    monkeypatch.setenv(f"FOEDUS_KEYCLOAK_{name}", value)
+
+    with pytest.raises(ValidationError) as refused:
+        Settings()
+
+    assert refused.value.errors()[0]["loc"][0] == f"FOEDUS_KEYCLOAK_{name}"
+
+
+def test_a_realm_must_be_told_where_it_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings().keycloak is None
+    monkeypatch.setenv("FOEDUS_IDENTITY", "keycloak")
+
+    with pytest.raises(ValidationError) as refused:
+        Settings()
+
+    assert refused.value.errors()[0]["loc"] == ("FOEDUS_KEYCLOAK_SERVER_URL",)

@@ -54,7 +54,9 @@ ELSEWHERE = (
     "control_plane.data_folder.FolderInUse",
 )
 """Prefixes of errors that never come to the border of HTTP, by where they end instead."""
-HERE = {"clients.identity.NotAuthentic"}
+HERE = {
+    f"clients.identity.{name}" for name in ("NotAuthentic", "NotEntitled", "IdentityUnavailable")
+}
 
 
 def classes() -> dict[str, tuple[str, set[str]]]:

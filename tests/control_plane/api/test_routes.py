@@ -15,7 +15,7 @@ from control_plane.api.health import Health
 from tests.control_plane.api.conftest import Server
 from workflows.job import JobSpec
 
-PUBLIC = {"/health/live", "/health/ready", "/metrics"}
+PUBLIC = {"/health/live", "/health/ready", "/metrics", "/v1/login"}
 TYPES = {
     "JobSpec": JobSpec,
     "StepEvents": ingest.StepEvents,
