@@ -77,6 +77,14 @@ class NotSecure(FoedusError):
     """A token would travel in the clear to another machine."""
 
 
+class LoginRefused(FoedusError):
+    """The identity provider gives no token; the message says why and what to do."""
+
+
+class RealmRefused(FoedusError):
+    """Keycloak did not do what was asked of its realm."""
+
+
 class WaitTimedOut(FoedusError):
     """The job was still open when the time was over; it goes on.
 

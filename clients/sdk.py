@@ -50,7 +50,7 @@ from clients.resources import (
     Token,
     User,
 )
-from clients.transport import DEFAULT_PATIENCE, Call, Patience, Transport
+from clients.transport import DEFAULT_PATIENCE, Call, Patience, TokenSource, Transport
 from workflows.analyses import AnyFinding, Finding
 from workflows.job import DEFAULT_LABEL, JobSpec
 from workflows.plan import RESULT
@@ -64,12 +64,12 @@ JSON: Final[Mapping[str, str]] = {"Content-Type": "application/json"}
 
 
 class Foedus:
-    """A client in the name of one token. Close it, or use it as a context."""
+    """A client in the name of one user. Close it, or use it as a context."""
 
     def __init__(
         self,
         url: str,
-        token: str,
+        token: str | TokenSource,
         *,
         timeout_s: float = 30.0,
         patience: Patience = DEFAULT_PATIENCE,
@@ -79,7 +79,8 @@ class Foedus:
 
         Args:
             url: Of the server.
-            token: Bearer token, as ``foedus_...``.
+            token: Bearer token, as ``foedus_...``, or what gives one, as
+                ``clients.tokens.ClientCredentials``.
             timeout_s: Longest silence of the server within one answer, in seconds.
             patience: With a server that is away.
             allow_plain_http: Whether the token may travel unencrypted to another machine.

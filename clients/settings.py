@@ -25,11 +25,31 @@ def default_credentials_path() -> Path:
     return Path(home) / "foedus" / "credentials.json"
 
 
+class Session(msgspec.Struct, frozen=True, kw_only=True):
+    """A login at an identity provider, from which new tokens come.
+
+    Attributes:
+        issuer: The provider.
+        client_id: The client that logged in there.
+        renew_at: When the token of the login is to be replaced, in seconds since 1970.
+    """
+
+    issuer: str
+    client_id: str
+    refresh_token: str
+    renew_at: float
+
+    def __repr__(self) -> str:
+        """Without the token."""
+        return f"Session(issuer={self.issuer!r}, client_id={self.client_id!r})"
+
+
 class Login(msgspec.Struct, frozen=True):
-    """A server, and a token of one of its users."""
+    """A server, a token of one of its users, and the session it comes from, if there is one."""
 
     url: str
     token: str
+    session: Session | None = None
 
     def __repr__(self) -> str:
         """Without the token."""
@@ -46,6 +66,15 @@ class ClientSettings(BaseSettings):
 
     token: SecretStr = SecretStr("")
     """Bearer token; by default that of the login, if it is for the same server."""
+
+    client_id: str = ""
+    """Of a machine at the platform's identity provider; with its secret, instead of a token."""
+
+    client_secret: SecretStr = SecretStr("")
+    """Secret of that machine."""
+
+    client_secret_file: Path | None = None
+    """File that holds the secret of that machine, instead of CLIENT_SECRET."""
 
     credentials: Path | None = None
     """File that keeps the login (mode 0600); by default ~/.config/foedus/credentials.json."""
@@ -97,10 +126,22 @@ def write_login(path: Path, login: Login) -> None:
         raise FileRefused(f"{path}: {error.strerror or error}") from error
 
 
+def forget_login(path: Path) -> None:
+    """Remove the login kept at ``path``.
+
+    Raises:
+        FileRefused: It cannot be removed.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise FileRefused(f"{path}: {error.strerror or error}") from error
+
+
 def choose_login(settings: ClientSettings, kept: Login | None) -> Login:
     """Which server to ask, and with what token (empty if there is none for it)."""
     url = (settings.url or (kept.url if kept else DEFAULT_URL)).rstrip("/")
     token = settings.token.get_secret_value()
     if not token and kept is not None and kept.url.rstrip("/") == url:
-        token = kept.token
+        return Login(url, kept.token, kept.session)
     return Login(url, token)

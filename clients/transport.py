@@ -14,7 +14,7 @@ import ipaddress
 import logging
 import random
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from http import HTTPStatus
 from pathlib import Path
 from typing import Final, TypeVar
@@ -34,6 +34,8 @@ from clients.errors import (
 from clients.resources import Problem
 
 T = TypeVar("T")
+TokenSource = Callable[[], str]
+"""Gives a token that is good for now; see ``clients.tokens``."""
 CHUNK_BYTES: Final = 1 << 20
 PROBLEM_BYTES: Final = 1 << 20
 AWAY: Final = frozenset(
@@ -123,12 +125,12 @@ for _name in ("httpx", "httpcore.http11"):
 
 
 class Transport:
-    """A connection pool to one server, in the name of one token. Safe to share among threads."""
+    """A connection pool to one server, in the name of one user. Safe to share among threads."""
 
     def __init__(
         self,
         url: str,
-        token: str,
+        token: str | TokenSource,
         *,
         timeout_s: float = 30.0,
         patience: Patience = DEFAULT_PATIENCE,
@@ -139,17 +141,16 @@ class Transport:
         Raises:
             NotSecure: Plain HTTP to another machine, and it was not allowed.
         """
+        require_secure(url, allow_plain_http)
         self._allow_plain_http = allow_plain_http
-        self._require_secure(url, "the token")
-        is_local = is_loopback(url)
         self.url = url.rstrip("/")
         self.patience = patience
+        self._token = token
         self._timeout = httpx.Timeout(timeout_s, connect=5.0, pool=timeout_s)
         self._client = httpx.Client(
             base_url=self.url,
-            headers={"Authorization": f"Bearer {token}"} if token else {},
             timeout=self._timeout,
-            trust_env=not is_local,  # a proxy cannot reach what is on this machine
+            trust_env=not is_loopback(url),  # a proxy cannot reach what is on this machine
         )
         self._without_token = httpx.Client(timeout=self._timeout)
 
@@ -197,12 +198,14 @@ class Transport:
 
         Raises:
             ApiError: The server refused.
+            LoginRefused: The source of tokens has none.
             Unreachable: The connection failed, here or while the body was read.
         """
         timeout = httpx.Timeout(self._timeout)
         if call.answer_s is not None:
             timeout.read = call.answer_s
-        headers = dict(call.headers)
+        token = self._token if isinstance(self._token, str) else self._token()
+        headers = {**call.headers, **({"Authorization": f"Bearer {token}"} if token else {})}
         body: bytes | Iterable[bytes] | None
         if isinstance(call.body, Path):
             headers["Content-Length"] = str(call.body.stat().st_size)
@@ -239,7 +242,7 @@ class Transport:
             Unreachable: The store did not answer, or broke off.
         """
         place = urlsplit(link)._replace(path="", query="", fragment="").geturl()
-        self._require_secure(place, "the link")
+        require_secure(place, self._allow_plain_http, "the link")
         headers = {name: text for name, text in call.headers.items() if name == "Range"}
         try:
             with self._without_token.stream(call.method, link, headers=headers) as response:
@@ -248,14 +251,6 @@ class Transport:
                 yield response
         except httpx.TransportError as error:
             raise Unreachable(_say(error, place)) from None  # httpx's own error holds the link
-
-    def _require_secure(self, url: str, secret: str) -> None:
-        if urlsplit(url).scheme == "https" or is_loopback(url) or self._allow_plain_http:
-            return
-        raise NotSecure(
-            f"{url}: {secret} would travel in the clear; use https://, or set "
-            "FOEDUS_ALLOW_PLAIN_HTTP=1 where the network itself is private"
-        )
 
 
 def understand(content: bytes | str, kind: type[T]) -> T:
@@ -271,6 +266,19 @@ def understand(content: bytes | str, kind: type[T]) -> T:
             f"the server's answer is not what this version expects ({error}); is the address "
             "right, and are both of one version?"
         ) from error
+
+
+def require_secure(url: str, allow_plain_http: bool = False, secret: str = "the token") -> None:
+    """Return if ``secret`` may travel to ``url``.
+
+    Raises:
+        NotSecure: Plain HTTP to another machine, and it was not allowed.
+    """
+    if urlsplit(url).scheme != "https" and not (is_loopback(url) or allow_plain_http):
+        raise NotSecure(
+            f"{url}: {secret} would travel in the clear; use https://, or set "
+            "FOEDUS_ALLOW_PLAIN_HTTP=1 where the network itself is private"
+        )
 
 
 def is_loopback(url: str) -> bool:

@@ -21,7 +21,7 @@ from clients.resources import (
     User,
     Visibility,
 )
-from control_plane.authorisation import Action, Relation, may
+from control_plane.authorisation import Action, Relation, may, relation_of
 from control_plane.ids import EXTERNAL_USER, hash_of_token, new_id, new_token
 from control_plane.notices import REVOKED
 from control_plane.pages import Slice, cut

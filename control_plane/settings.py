@@ -34,7 +34,8 @@ class KeycloakSettings(BaseSettings):
     model_config = SettingsConfigDict(extra="ignore", frozen=True, populate_by_name=True)
 
     server_url: str = Field(
-        validation_alias=_either("SERVER_URL", "KEYCLOAK_SERVER_URL"), pattern=r"^https?://[^/@]+"
+        validation_alias=_either("SERVER_URL", "KEYCLOAK_SERVER_URL"),
+        pattern=r"^https?://[^/@?#]+(/[^@?#]*)?$",
     )
     """Where this server reaches Keycloak, as https://keycloak.example.org. Over plain http whoever
     is between could give other keys, and so be anyone."""

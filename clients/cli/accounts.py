@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clients.cli.connection import connect, read_settings
-from clients.cli.output import AsJson, moment, say, say_json, say_table
+from clients.cli.connection import client, connect, read_settings
+from clients.cli.output import AsJson, moment, say, say_json, say_table, tell
 
 if TYPE_CHECKING:
     from datetime import datetime
+
+    from clients.oidc import DevicePrompt
+    from clients.settings import ClientSettings, Login, Session
 
 app = typer.Typer(no_args_is_help=True, help="Bearer tokens: list, make, revoke.")
 
@@ -20,13 +23,52 @@ def login(
     url: Annotated[
         str, typer.Option(help="Of the server; by default FOEDUS_URL, else this machine's.")
     ] = "",
+    device: Annotated[
+        bool,
+        typer.Option("--device", help="In a browser, at the server's identity provider."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Keep a token for later commands. It is asked for, or read from standard input."""
-    from clients.settings import DEFAULT_URL, Login, write_login
+    from clients.settings import DEFAULT_URL, write_login
 
     settings = read_settings()
     chosen = (url or settings.url or DEFAULT_URL).rstrip("/")
+    found = _by_device(settings, chosen) if device else _by_token(chosen)
+    with client(settings, chosen, found.token) as foedus:
+        user = foedus.whoami()
+    write_login(settings.credentials_path, found)
+    if as_json:
+        say_json({"url": chosen, "user": user, "credentials": str(settings.credentials_path)})
+    else:
+        say(f"You are {user.name} at {chosen}. Kept in {settings.credentials_path}.")
+
+
+def logout(as_json: AsJson = False) -> None:
+    """Forget the kept login, and end it where it came from."""
+    from clients.settings import forget_login, read_login
+
+    settings = read_settings()
+    kept = read_login(settings.credentials_path)
+    if kept is not None:
+        try:
+            if kept.session is not None:
+                _end(settings, kept.session)
+        finally:
+            forget_login(settings.credentials_path)
+    if as_json:
+        say_json({"url": kept.url if kept else None, "ended": bool(kept and kept.session)})
+    elif kept is None:
+        say("You were not logged in.")
+    elif kept.session is None:
+        say(f"Forgotten. The token still counts at {kept.url}; `foedus token revoke` ends one.")
+    else:
+        say(f"You are logged out of {kept.url}.")
+
+
+def _by_token(url: str) -> Login:
+    from clients.settings import Login
+
     if sys.stdin.isatty():
         token = typer.prompt("Token", hide_input=True, err=True)
     else:
@@ -34,13 +76,39 @@ def login(
     token = token.strip()
     if not token:
         raise typer.BadParameter("no token came on standard input", param_hint="TOKEN")
-    with connect(chosen, token) as foedus:
-        user = foedus.whoami()
-    write_login(settings.credentials_path, Login(chosen, token))
-    if as_json:
-        say_json({"url": chosen, "user": user, "credentials": str(settings.credentials_path)})
+    return Login(url, token)
+
+
+def _by_device(settings: ClientSettings, url: str) -> Login:
+    import time
+
+    from clients.oidc import OidcClient
+    from clients.tokens import ask_login, login_of
+
+    plain = settings.allow_plain_http
+    where = ask_login(url, settings.timeout_s, plain)
+    with OidcClient(where.issuer, settings.timeout_s, allow_plain_http=plain) as oidc:
+        grant = oidc.by_device(where.client_id, _show)
+    return login_of(grant, url, where.issuer, where.client_id, time.time())
+
+
+def _show(prompt: DevicePrompt) -> None:
+    if prompt.verification_uri_complete:
+        tell(f"Open in a browser: {prompt.verification_uri_complete}")
+        tell(f"It shows the code {prompt.user_code}; go on only if it is this one.")
     else:
-        say(f"You are {user.name} at {chosen}. Kept in {settings.credentials_path}.")
+        tell(f"Open in a browser: {prompt.verification_uri}")
+        tell(f"Enter there the code: {prompt.user_code}")
+    tell(f"Waiting for it, at most {prompt.expires_in / 60:.0f} minutes.")
+
+
+def _end(settings: ClientSettings, session: Session) -> None:
+    from clients.oidc import OidcClient
+
+    with OidcClient(
+        session.issuer, settings.timeout_s, allow_plain_http=settings.allow_plain_http
+    ) as oidc:
+        oidc.revoke(session.client_id, session.refresh_token)
 
 
 @app.command("list")

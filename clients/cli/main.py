@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from clients.cli import accounts, jobs, models, platform, programs
+from clients.cli import accounts, jobs, keycloak, models, platform, programs
 from clients.cli.refusals import explain
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 app.command()(platform.serve)
 app.command()(accounts.login)
+app.command()(accounts.logout)
 app.command()(jobs.submit)
 app.command("jobs")(jobs.jobs)
 app.command()(jobs.watch)
@@ -38,6 +39,9 @@ app.add_typer(programs.programs, name="program")
 app.add_typer(programs.datasets, name="dataset")
 app.command()(platform.capabilities)
 app.add_typer(accounts.app, name="token")
+admin = typer.Typer(no_args_is_help=True, help="For whoever runs the platform.")
+admin.add_typer(keycloak.app, name="keycloak")
+app.add_typer(admin, name="admin")
 
 
 def _say_version(asked: bool) -> None:

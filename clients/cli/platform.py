@@ -6,12 +6,14 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from clients.cli.connection import connect
 from clients.cli.output import AsJson, say, say_json
+
+_CLIENT_SECRETS: Final = frozenset({"FOEDUS_TOKEN", "FOEDUS_CLIENT_SECRET"})
 
 
 def serve(
@@ -32,8 +34,8 @@ def serve(
 def server_environment(
     environment: Mapping[str, str], given: Mapping[str, Path | str | int | None]
 ) -> dict[str, str]:
-    """The server's environment: this one without the client's token, and what was given."""
-    inherited = {key: value for key, value in environment.items() if key != "FOEDUS_TOKEN"}
+    """The server's environment: this one without the client's secrets, and what was given."""
+    inherited = {key: value for key, value in environment.items() if key not in _CLIENT_SECRETS}
     return inherited | {key: str(value) for key, value in given.items() if value is not None}
 
 

@@ -30,12 +30,21 @@ def explain(error: Exception, as_json: bool) -> int | None:
     Returns:
         The exit code; None if the error is not an expected one.
     """
-    from clients.errors import ApiError, FoedusError, NotAuthenticated, Unavailable, Unreachable
+    from clients.errors import (
+        ApiError,
+        FoedusError,
+        LoginRefused,
+        NotAuthenticated,
+        Unavailable,
+        Unreachable,
+    )
     from workflows.job_document import DocumentInvalid
 
     lines: tuple[str, ...]
     match error:
         case NotLoggedIn():
+            code, lines = NOT_ALLOWED, (f"not logged in: {error}",)
+        case LoginRefused():
             code, lines = NOT_ALLOWED, (f"not logged in: {error}",)
         case SettingsInvalid():
             code, lines = USAGE, (str(error),)
