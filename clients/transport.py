@@ -268,15 +268,15 @@ def understand(content: bytes | str, kind: type[T]) -> T:
         ) from error
 
 
-def require_secure(url: str, allow_plain_http: bool = False, secret: str = "the token") -> None:
-    """Return if ``secret`` may travel to ``url``.
+def require_secure(url: str, allow_plain_http: bool = False, what: str = "the token") -> None:
+    """Return if ``what`` may travel to ``url``.
 
     Raises:
         NotSecure: Plain HTTP to another machine, and it was not allowed.
     """
     if urlsplit(url).scheme != "https" and not (is_loopback(url) or allow_plain_http):
         raise NotSecure(
-            f"{url}: {secret} would travel in the clear; use https://, or set "
+            f"{url}: {what} would travel in the clear; use https://, or set "
             "FOEDUS_ALLOW_PLAIN_HTTP=1 where the network itself is private"
         )
 
