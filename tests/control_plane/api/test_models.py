@@ -22,7 +22,11 @@ WEIGHTS = safetensors.numpy.save({"head.weight": np.ones((10, 64), np.float32)})
 @pytest.fixture(scope="module")
 def model(server: Server) -> Model:
     """The published model of a job that was played to its end."""
-    job = server.submit(rounds=1)
+    return published(server, server.submit(rounds=1))
+
+
+def published(server: Server, job: str) -> Model:
+    """The model of ``job``, which has one round, once that was played to its end."""
     attempt = server.attempt(job)
     attempt.tell("federate", {"kind": "step.started"})
     attempt.finish_round(1)
