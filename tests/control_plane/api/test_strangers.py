@@ -140,7 +140,7 @@ def requests(
                     "data": {**JOB["data"], "dataset": ours.names["dataset"]},
                 }
             },
-            {"json": {**JOB, "init": {"kind": "warm-start", "digest": ours.names["digest"]}}},
+            {"json": {**JOB, "init": {"kind": "model", "digest": ours.names["digest"]}}},
         ),
         ("PATCH", "/v1/jobs/{job}"): ({"json": {"desired": "cancelled"}},),
         ("POST", "/v1/programs"): ({"content": b"no program"},),
@@ -205,6 +205,32 @@ def test_a_stranger_never_reads_what_is_ours(ours: Ours, document: dict[str, Any
             assert found <= {200, 403}, (method, path, found)
     assert ours.server.get(ours.at("/v1/jobs/{job}")).json()["phase"] == "succeeded"
     assert ours.server.get(ours.at("/v1/tokens")).text.count(ours.names["token"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("part", "member", "name"),
+    [
+        ({"program": {"kind": "bundle"}}, "digest", "program"),
+        ({"data": dict(JOB["data"])}, "dataset", "dataset"),
+        ({"init": {"kind": "model"}}, "digest", "digest"),
+    ],
+    ids=["a program", "a data set", "a model"],
+)
+def test_a_job_that_names_what_is_ours_is_answered_as_if_there_were_no_such_thing(
+    ours: Ours, part: dict[str, dict[str, Any]], member: str, name: str
+) -> None:
+    (place, value), nothing = next(iter(part.items())), f"sha256:{'9' * 64}"
+
+    def told(digest: str) -> dict[str, Any]:
+        body = {**JOB, place: {**value, member: digest}}
+        answer = ours.server.call(
+            "POST", "/v1/jobs?dryRun=true", token=ours.tokens["stranger"], json=body
+        )
+        assert answer.status_code == 422, answer.text
+        problem = {**answer.json(), "trace_id": ""}
+        return {key: str(said).replace(digest, "it") for key, said in problem.items()}
+
+    assert told(ours.names[name]) == told(nothing)
 
 
 def test_a_partner_reads_no_more_than_the_collaboration_shows(
