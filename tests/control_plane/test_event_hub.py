@@ -68,7 +68,7 @@ async def test_a_gap_empties_the_ring_rather_than_show_in_it() -> None:
 
 
 async def test_events_that_come_again_or_late_are_passed_over() -> None:
-    hub = EventHub()
+    hub = EventHub(most_watchers=10, most_per_user=10)
     hub.publish("job-1", [event(1), event(2)])
 
     hub.publish("job-1", [event(1)])
@@ -78,7 +78,7 @@ async def test_events_that_come_again_or_late_are_passed_over() -> None:
 
 
 async def test_what_others_told_is_read_where_it_is_watched_and_given_up_where_not() -> None:
-    hub = EventHub()
+    hub = EventHub(most_watchers=10, most_per_user=10)
     hub.publish("job-1", [event(1), event(2)])
 
     with hub.watching("job-1"):
@@ -91,7 +91,7 @@ async def test_what_others_told_is_read_where_it_is_watched_and_given_up_where_n
 
 
 async def test_a_hub_that_may_have_missed_something_sends_watchers_to_the_table() -> None:
-    hub = EventHub()
+    hub = EventHub(most_watchers=10, most_per_user=10)
     hub.publish("job-1", [event(1)])
     changed = hub.changed("job-1")
 

@@ -176,6 +176,12 @@ NOT_TOGETHER: dict[str, tuple[dict[str, Any], type[JobError], tuple[str, ...], s
         ("runtime.vectorized", "strategy.kind"),
         "set runtime.vectorized to false",
     ),
+    "steps while sites are training": (
+        {"strategy": {"kind": "fedbuff", "buffer": 3}, "cohort": {"arrivals": {"kind": "virtual"}}},
+        Inconsistent,
+        ("runtime.vectorized", "strategy.kind"),
+        "set runtime.vectorized to false",
+    ),
     "a loss before training": (
         {"strategy": {"kind": "qfedavg"}},
         Inconsistent,
