@@ -81,7 +81,7 @@ async def test_what_others_told_is_read_where_it_is_watched_and_given_up_where_n
     hub = EventHub(most_watchers=10, most_per_user=10)
     hub.publish("job-1", [event(1), event(2)])
 
-    with hub.watching("job-1"):
+    with hub.watching("job-1", "user-1"):
         assert hub.lacks("job-1", 3, 4) == 2
         assert hub.lacks("job-1", 2, 2) is None
     assert hub.lacks("job-2", 3, 4) is None
