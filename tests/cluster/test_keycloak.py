@@ -38,7 +38,7 @@ from clients.tokens import ClientCredentials
 from control_plane.enrolment import enrol
 from control_plane.keycloak_identity import KeycloakIdentity, connected
 from control_plane.local_identity import LocalIdentity
-from control_plane.records.database import open_database
+from control_plane.records.sqlite import open_sqlite
 from control_plane.settings import KeycloakSettings
 from tests.clients.cli_process import environment, foedus
 from tests.cluster.conftest import services
@@ -156,7 +156,7 @@ class Door:
 @pytest.fixture
 async def door(lab: Lab, tmp_path: Path) -> AsyncIterator[Door]:
     proxy = TcpProxy(urlsplit(lab.url).port or 80)
-    database = open_database(tmp_path / "foedus.db")
+    database = open_sqlite(tmp_path / "foedus.db")
     ahead = [timedelta()]
 
     def now() -> datetime:

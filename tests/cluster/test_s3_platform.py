@@ -36,7 +36,7 @@ def settings(address: Address, bucket: str, folder: Path) -> Mapping[str, str]:
 def model_of_a_job(server: RealServer, folder: Path, fault: Server | None = None) -> str:
     """Digest of the model that comes of a job, whose store is killed in every round but one."""
     with server.client() as platform:
-        submitted = platform.submit(small("digits"))
+        submitted = platform.submit(small(platform, "digits"))
         for done_round in submitted.rounds(timeout_s=WAIT_S):
             if fault and done_round.number < 4:
                 fault.kill()
