@@ -38,6 +38,7 @@ from benchmarks.report import Figure, run_benchmark
 from control_plane.__main__ import main as serve
 from control_plane.data_folder import write_private
 from control_plane.settings import Settings
+from workflows.capabilities import EngineAbilities
 from workflows.engine import Activity, Credentials, Observation, WorkflowEngine
 from workflows.plan import Plan
 
@@ -65,6 +66,8 @@ TICK: Final = re.compile(rb'"reason":"tick (\d+)"')
 
 class IdleEngine:
     """Takes plans and runs nothing; whoever measures plays the attempt."""
+
+    abilities = EngineAbilities()
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

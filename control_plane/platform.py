@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from clients.identity import IdentityProvider
 from control_plane.bell import Bell
 from control_plane.capabilities import read_capabilities
@@ -22,7 +24,7 @@ from control_plane.notices import Ears, follow
 from control_plane.records.database import Database
 from control_plane.records.sqlite import open_sqlite
 from sharing.object_store import Digest, ObjectStore
-from workflows.capabilities import Capabilities
+from workflows.capabilities import Capabilities, EngineAbilities
 from workflows.environment import environment_digest
 
 SCRATCH: Final = "scratch"
@@ -122,6 +124,7 @@ async def open_platform(
     folder: Path,
     store: ObjectStore,
     rules: Rules | None = None,
+    engine: EngineAbilities | None = None,
     now: Callable[[], datetime] = utc_now,
     database_url: str | None = None,
     identity: MakeIdentity = local_identity,
@@ -136,6 +139,7 @@ async def open_platform(
         folder: Of everything that lasts.
         store: The objects.
         rules: What whoever runs the platform decided.
+        engine: What the engine can do; None for nothing beyond this machine.
         now: The clock, in UTC.
         database_url: Of PostgreSQL; None for SQLite in the folder.
         identity: Makes who says who is calling.
@@ -148,6 +152,9 @@ async def open_platform(
     database = await asyncio.to_thread(_open_database, folder, database_url)
     hub = EventHub(rules.max_streams, rules.max_user_streams)
     bell = Bell()
+    capabilities = await asyncio.to_thread(read_capabilities)
+    if engine is not None:
+        capabilities = msgspec.structs.replace(capabilities, engine=engine)
     try:
         async with (
             identity(database, now) as provider,
@@ -159,7 +166,7 @@ async def open_platform(
                 store=store,
                 folder=folder,
                 environment=await asyncio.to_thread(environment_digest),
-                capabilities=await asyncio.to_thread(read_capabilities),
+                capabilities=capabilities,
                 rules=rules,
                 now=now,
                 identity=provider,

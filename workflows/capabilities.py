@@ -90,6 +90,20 @@ class ProgramFacts(msgspec.Struct, frozen=True, kw_only=True):
     summary: str = ""
 
 
+class EngineAbilities(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an engine does beyond running steps.
+
+    Attributes:
+        reserves: Sets processors and memory aside as ``resources`` asks.
+        gpus: Finds a machine with the GPUs that are asked for.
+        priorities: Starts jobs of a higher priority first.
+    """
+
+    reserves: bool = False
+    gpus: bool = False
+    priorities: bool = False
+
+
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """All a job can ask for here.
 
@@ -99,6 +113,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
         programs: Facts of the builtin ones by name, and by digest of the bundle a job names.
         datasets: Facts of the bundled ones by name, and by digest of the file a job names.
         onnx: Variants that can be exported.
+        models: Arrays of the models that a job may start from, by digest.
+        engine: What runs the jobs.
     """
 
     runtimes: Mapping[str, RuntimeAbilities]
@@ -107,3 +123,4 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     datasets: Mapping[str, DatasetFacts]
     onnx: tuple[str, ...] = ("fp32",)
     models: Mapping[Digest, tuple[Parameter, ...]] = {}
+    engine: EngineAbilities = EngineAbilities()

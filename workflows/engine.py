@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import enum
-from typing import Protocol, runtime_checkable
+import re
+from typing import Final, Protocol, runtime_checkable
 
 import msgspec
 
 from sharing.object_store import Digest
+from workflows.capabilities import EngineAbilities
 from workflows.causes import Cause
 from workflows.plan import Plan, StepKind
+
+_JOB_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+_FILE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 class EngineError(Exception):
@@ -69,8 +74,14 @@ class Credentials(msgspec.Struct, frozen=True, kw_only=True):
 class WorkflowEngine(Protocol):
     """Port. An attempt is known by job and number, so every call can be repeated.
 
-    Adapters: ``workflows.local_engine`` runs steps as child processes.
+    Adapters: ``workflows.local_engine`` runs steps as child processes, ``workflows.argo_engine``
+    as pods of an Argo workflow.
+
+    Attributes:
+        abilities: What admission may promise on its behalf.
     """
+
+    abilities: EngineAbilities
 
     async def submit(self, plan: Plan, credentials: Credentials) -> None:
         """Start ``plan`` unless this attempt was started before.
@@ -104,3 +115,31 @@ class WorkflowEngine(Protocol):
             EngineUnavailable: Something of it may be left.
         """
         ...
+
+
+def require_safe(plan: Plan) -> None:
+    """Refuse names that lead out of the run directory, and steps before what they build on.
+
+    Raises:
+        PlanRefused: There is one.
+    """
+    require_job_id(plan.job)
+    done: set[str] = set()
+    for step in plan.steps:
+        if step.name in done or not done.issuperset(step.after):
+            raise PlanRefused(f"step {step.name} comes twice, or before what it takes")
+        done.add(step.name)
+    outputs = [name for step in plan.steps for name in (*step.outputs, *step.optional_outputs)]
+    for name in (*plan.inputs, *outputs):
+        if not _FILE_NAME.fullmatch(name):
+            raise PlanRefused(f"{name!r} can not be the name of a file")
+
+
+def require_job_id(job: str) -> None:
+    """Refuse what can not name a folder or, in part, an object of an engine.
+
+    Raises:
+        PlanRefused: It can not.
+    """
+    if not _JOB_ID.fullmatch(job):
+        raise PlanRefused(f"{job!r} can not be the id of a job")

@@ -968,12 +968,14 @@ def _require_output(spec: JobSpec, capabilities: Capabilities) -> None:
             raise Inconsistent((path,), f"{variant} is asked for twice", "leave one out")
 
 
-def _require_resources(spec: JobSpec, _: Capabilities) -> None:
+def _require_resources(spec: JobSpec, capabilities: Capabilities) -> None:
+    engine = capabilities.engine
     for part in ("server", "site"):
         asked: Allotment = getattr(spec.resources, part)
         usual: Allotment = getattr(Resources(), part)
         for field in asked.__struct_fields__:
-            if getattr(asked, field) != getattr(usual, field):
+            can = engine.gpus if field == "gpu" else engine.reserves
+            if not can and getattr(asked, field) != getattr(usual, field):
                 raise Unsupported(
                     (f"resources.{part}.{field}",),
                     "the engine here reserves nothing, and has no GPU to give"
@@ -981,7 +983,7 @@ def _require_resources(spec: JobSpec, _: Capabilities) -> None:
                     else "the engine here reserves nothing",
                     f"leave it out ({getattr(usual, field):g}); limits bound what is used",
                 )
-    if spec.resources.priority != "normal":
+    if spec.resources.priority != "normal" and not engine.priorities:
         problem = "the engine here knows no priorities yet"
         raise Unsupported(("resources.priority",), problem, "use normal")
 

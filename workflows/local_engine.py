@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import re
 import shutil
 import signal
 import stat
@@ -25,19 +24,20 @@ from typing import Final, TypeVar
 import anyio
 import msgspec
 
+from workflows.capabilities import EngineAbilities
 from workflows.engine import (
     Activity,
     Credentials,
     EngineUnavailable,
     Observation,
     PlanRefused,
+    require_job_id,
+    require_safe,
 )
 from workflows.plan import Plan
 from workflows.processes import ProcessIdentity, end_session, identify, scrubbed
 from workflows.run_directory import Progress, RunDirectory, read_json, write_whole
 
-_JOB_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
-_FILE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _LOCK_WAIT_S: Final = 2.0
 _POLL_S: Final = 0.005
 _FIRM_S: Final = 5.0
@@ -58,6 +58,8 @@ class LocalEngine:
             itself within twice that is ended by the next ``cancel``.
     """
 
+    abilities: EngineAbilities = EngineAbilities()
+
     def __init__(
         self,
         root: Path,
@@ -76,7 +78,7 @@ class LocalEngine:
 
     async def submit(self, plan: Plan, credentials: Credentials) -> None:
         """Lay out the attempt's folder and spawn its wrapper."""
-        _refuse_unsafe(plan)
+        require_safe(plan)
         await self._do(lambda: self._submit(plan, credentials))
 
     async def observe(self, job: str, attempt: int) -> Observation | None:
@@ -92,8 +94,7 @@ class LocalEngine:
         await self._do(lambda: self._remove(self._folder(job, attempt)))
 
     def _folder(self, job: str, attempt: int) -> RunDirectory:
-        if not _JOB_ID.fullmatch(job):
-            raise PlanRefused(f"{job!r} can not be the id of a job")
+        require_job_id(job)
         return RunDirectory(self._root / job / str(attempt))
 
     async def _do(self, act: Callable[[], T]) -> T:
@@ -191,19 +192,6 @@ class LocalEngine:
         _wipe(doomed)
         with contextlib.suppress(OSError):
             run.root.parent.rmdir()  # Unless other attempts of the job are there.
-
-
-def _refuse_unsafe(plan: Plan) -> None:
-    """Refuse names that lead out of the run directory, and steps before what they build on."""
-    done: set[str] = set()
-    for step in plan.steps:
-        if step.name in done or not done.issuperset(step.after):
-            raise PlanRefused(f"step {step.name} comes twice, or before what it takes")
-        done.add(step.name)
-    outputs = [name for step in plan.steps for name in (*step.outputs, *step.optional_outputs)]
-    for name in (*plan.inputs, *outputs):
-        if not _FILE_NAME.fullmatch(name):
-            raise PlanRefused(f"{name!r} can not be the name of a file")
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from control_plane.platform import Platform
 from control_plane.refusals import Fenced
 from sharing.object_store import Digest, StoredObject, digest_of
 from workflows.canonical import canonical_bytes
+from workflows.capabilities import EngineAbilities
 from workflows.causes import Cause
 from workflows.engine import Activity, Credentials, EngineUnavailable, Observation
 from workflows.events import (
@@ -221,6 +222,8 @@ class ScriptedEngine:
         fail: Numbers of attempts that fail after their rounds, and why.
         is_away: Whether it answers no call.
     """
+
+    abilities = EngineAbilities()
 
     def __init__(self) -> None:
         self.wrappers: dict[tuple[str, int], Wrapper] = {}

@@ -102,6 +102,7 @@ class MortalEngine:
     def __init__(self, inner: WorkflowEngine, points: FailPoints) -> None:
         self._inner = inner
         self._points = points
+        self.abilities = inner.abilities
 
     async def submit(self, plan: Plan, credentials: Credentials) -> None:
         self._points.point()

@@ -23,7 +23,7 @@ from tests.workflows.jobs import (
     job,
 )
 from workflows.canonical import canonical_bytes
-from workflows.capabilities import Capabilities, Parameter
+from workflows.capabilities import Capabilities, EngineAbilities, Parameter
 from workflows.data.partitioners import Iid
 from workflows.job import Inconsistent, JobError, JobSpec, Unsupported
 
@@ -110,6 +110,14 @@ FITS = {
 def test_what_fits_is_returned_as_it_is(fields: dict[str, Any]) -> None:
     spec = job(**fields)
     assert spec.check(CAPABILITIES) is spec
+
+
+def test_an_engine_that_reserves_is_asked_for_what_a_job_needs() -> None:
+    able = EngineAbilities(reserves=True, gpus=True, priorities=True)
+    asked = {"server": {"cpu": 8}, "site": {"memory_mb": 64, "gpu": 1}, "priority": "high"}
+    spec = job(resources=asked)
+
+    assert spec.check(msgspec.structs.replace(CAPABILITIES, engine=able)) is spec
 
 
 REFUSED: dict[str, tuple[dict[str, Any], type[JobError], tuple[str, ...], str]] = {

@@ -22,6 +22,7 @@ from control_plane.data_folder import claimed
 from control_plane.settings import Settings
 from sharing.object_store import StoredObject, digest_of
 from tests.control_plane import databases
+from workflows.capabilities import EngineAbilities
 from workflows.engine import Activity, Credentials, Observation
 from workflows.manifest import Manifest
 from workflows.plan import Plan
@@ -38,6 +39,8 @@ JOB: Mapping[str, Any] = {
 
 class WaitingEngine:
     """Keeps what it was asked to run, and says of it what the test lets it say."""
+
+    abilities = EngineAbilities()
 
     def __init__(self) -> None:
         self.plans: dict[tuple[str, int], tuple[Plan, Credentials]] = {}
