@@ -578,7 +578,9 @@ class Reconciler:
             _INPUTS.decode(view.attempt.inputs),
         )
         # An attempt that outlived an update of the platform still computes what it began with.
-        return msgspec.structs.replace(plan, plan_digest=view.job.plan_digest)
+        return msgspec.structs.replace(
+            plan, plan_digest=view.job.plan_digest, organisation=view.job.organisation
+        )
 
     @asynccontextmanager
     async def _changing(

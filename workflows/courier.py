@@ -88,7 +88,8 @@ class Courier:
     Args:
         client: See ``open_client``.
         credentials: Where the control plane was when the attempt started, and the token.
-        endpoint_file: Says where it is now; read when it does not answer.
+        endpoint_file: Says where it is now; read when it does not answer. None where its address
+            is one that stays.
         job: Id of the job.
         attempt: Number of the attempt.
     """
@@ -97,7 +98,7 @@ class Courier:
         self,
         client: httpx.AsyncClient,
         credentials: Credentials,
-        endpoint_file: Path,
+        endpoint_file: Path | None,
         job: str,
         attempt: int,
     ) -> None:
@@ -195,6 +196,8 @@ class Courier:
             pause_s = min(2 * pause_s, LAST_RETRY_S)
 
     def _current_url(self) -> str:
+        if self._endpoint_file is None:
+            return self._url
         with contextlib.suppress(OSError):
             url = self._endpoint_file.read_text().strip()
             if re.fullmatch(r"https?://[^\s/]+(/\S*)?", url):

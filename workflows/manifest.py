@@ -26,3 +26,15 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     step: StepKind
     plan_digest: Digest
     outputs: Mapping[str, StoredObject]
+
+
+class Handover(msgspec.Struct, frozen=True, kw_only=True):
+    """What a step leaves to steps on other machines.
+
+    Attributes:
+        manifest: Digest of what it made.
+        events: Digest of what it told, as its file of events.
+    """
+
+    manifest: Digest
+    events: Digest

@@ -21,6 +21,8 @@ SLACK_S: Final = 3600.0
 
 TALLY: Final = "tally.safetensors"
 RESULT: Final = "result.json"
+RESUMPTION: Final = frozenset({"checkpoint.safetensors", "transcripts.jsonl"})
+"""Inputs of the first step alone: when later ones start, the store may have given them up."""
 
 StepKind = Literal["federate", "translate", "publish"]
 
@@ -57,6 +59,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             ``dataset`` (with the suffix of its format), ``init.safetensors``,
             ``checkpoint.safetensors`` and the ``transcripts.jsonl`` so far.
         steps: In an order that respects ``after``.
+        organisation: Id of the organisation whose job it is; engines share machines out by it.
     """
 
     job: str
@@ -65,6 +68,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     spec: JobSpec
     inputs: Mapping[str, Digest]
     steps: tuple[Step, ...]
+    organisation: str = ""
 
 
 def plan_digest(spec: JobSpec, environment: Digest) -> Digest:

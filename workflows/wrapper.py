@@ -41,8 +41,8 @@ from workflows.courier import (
 )
 from workflows.engine import Activity, Credentials, Observation
 from workflows.events import AnyStepEvent, StepEvent, StepFailed, StepSucceeded
-from workflows.manifest import Manifest
-from workflows.plan import Plan, Step, StepKind
+from workflows.manifest import Handover, Manifest
+from workflows.plan import RESUMPTION, Plan, Step, StepKind
 from workflows.processes import adopt_orphans, end_children, identify, scrubbed
 from workflows.run_directory import (
     NO_ROOM,
@@ -86,6 +86,7 @@ class Wrapper:
         environ: Of this process; steps get next to nothing of it.
         grace_s: Longest that a step may take to stop politely, and that what is left to tell may
             take when the attempt was cancelled.
+        earlier: Of the steps that ran on other machines, and whose files are laid first.
     """
 
     def __init__(
@@ -96,12 +97,14 @@ class Wrapper:
         *,
         environ: Mapping[str, str],
         grace_s: float,
+        earlier: Mapping[StepKind, Handover] | None = None,
     ) -> None:
         self._run_directory = run
         self._plan = plan
         self._courier = courier
         self._environ = scrubbed(environ, home=run.home, tmp=run.tmp)
         self._grace_s = grace_s
+        self._earlier = earlier or {}
         self._progress = Progress()
         self._feeds: tuple[EventFeed | LogFeed, ...] = ()
 
@@ -129,9 +132,32 @@ class Wrapper:
         if self._run_directory.cancel.exists():
             raise Over(Activity.CANCELLED)
         for name, digest in self._plan.inputs.items():
-            await self._lay_input(self._run_directory.inputs / name, digest)
+            if not (self._earlier and name in RESUMPTION):
+                await self._lay_input(self._run_directory.inputs / name, digest)
+        for name, handover in self._earlier.items():
+            await self._lay_step(name, handover)
         for step in steps:
             await self._run_step(step)
+
+    async def _lay_step(self, name: StepKind, handover: Handover) -> None:
+        """Lay what an earlier step made and told, once its manifest proved to be of this attempt.
+
+        Where files belong is the plan's word, not the manifest's.
+        """
+        run = self._run_directory
+        await self._lay_input(run.manifest(name), handover.manifest)
+        await self._lay_input(run.events(name), handover.events)
+        manifest = _manifest_of(run, name)
+        step = next(step for step in self._plan.steps if step.name == name)
+        mine = (self._plan.job, self._plan.attempt, name, self._plan.plan_digest)
+        if manifest is None or mine != (
+            *(manifest.job, manifest.attempt, manifest.step, manifest.plan_digest),
+        ):
+            detail = f"what {name} handed over is not of this attempt"
+            raise Over(Activity.FAILED, Cause(code=CauseCode.MANIFEST_INVALID, detail=detail))
+        for file in (*step.outputs, *step.optional_outputs):
+            if stored := manifest.outputs.get(file):
+                await self._lay_input(run.root / file, stored.digest)
 
     async def _lay_input(self, path: Path, digest: Digest) -> None:
         is_there = await anyio.Path(path).exists()
@@ -365,6 +391,12 @@ async def _drain(reader: int, log: StepLog) -> None:
             if not chunk:
                 return
             log.write(chunk)
+
+
+def _manifest_of(run: RunDirectory, step: StepKind) -> Manifest | None:
+    with contextlib.suppress(msgspec.DecodeError):
+        return read_json(run.manifest(step), Manifest)
+    return None
 
 
 def _last_event(path: Path) -> AnyStepEvent | None:

@@ -34,7 +34,9 @@ class ControlPlaneDouble:
     is_fenced: Whether the attempt is superseded.
     """
 
-    def __init__(self, endpoint_file: Path) -> None:
+    def __init__(
+        self, endpoint_file: Path, *, listen: str = "127.0.0.1", host: str = "127.0.0.1"
+    ) -> None:
         self.objects: dict[Digest, bytes] = {}
         self.events: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self.logs: dict[str, bytes] = defaultdict(bytes)
@@ -43,16 +45,18 @@ class ControlPlaneDouble:
         self.is_fenced = False
         self.lock = threading.Lock()
         self._endpoint_file = endpoint_file
+        self._listen = listen
+        self._host = host
         self._refuse: list[int] = []
         self._server: _Server | None = None
 
     @property
     def url(self) -> str:
         assert self._server is not None
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        return f"http://{self._host}:{self._server.server_address[1]}"
 
     def start(self) -> None:
-        self._server = _Server(self)
+        self._server = _Server(self, self._listen)
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
         write_whole(self._endpoint_file, self.url.encode())
 
@@ -97,8 +101,8 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, plane: ControlPlaneDouble) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, plane: ControlPlaneDouble, listen: str) -> None:
+        super().__init__((listen, 0), _Handler)
         self.plane = plane
         self.connections: set[socket.socket] = set()
 
