@@ -1,0 +1,313 @@
+"""From a plan to the Argo workflow that runs it, as a value: no cluster, no clock.
+
+Nothing that a user wrote stands where Argo looks for templates: plan and credentials are the
+content of a Secret, and the workflow holds ids, digests, numbers and names of ours. Each step is
+one pod; it never grows with rounds or clients.
+
+Source: Argo Workflows' field reference (v4.0) and Hera 7.1, whose models are exactly those;
+Kubernetes' Pod Security Standards, level "restricted".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+from hera.workflows import DAG, Container, RetryStrategy, Task, Workflow
+from hera.workflows import models as m
+
+from workflows.engine import PlanRefused
+from workflows.plan import Plan, Step, StepKind
+from workflows.pod import CREDENTIALS, EVENTS_FILE, MANIFEST, OUTCOME, PLAN, SUMMARY
+
+MANAGED_BY: Final = "app.kubernetes.io/managed-by=foedus"
+PLAN_DIGEST: Final = "foedus.dev/plan-digest"
+MAX_PLAN_BYTES: Final = 900_000
+"""Of a Secret's 1 MiB; the rest is for credentials and metadata."""
+PRIORITIES: Final = {"low": -100, "normal": 0, "high": 100}
+RETRIES: Final = 3
+SEMAPHORES: Final = "foedus-runs"
+"""ConfigMap that says how many workflows of each organisation may run."""
+_USER: Final = 65532
+_RUN: Final = "/run/foedus/attempt"
+_HANDOVER: Final = "/run/foedus/handover"
+_SECRET: Final = "/run/foedus/secret"  # noqa: S105 - a path
+_MARGIN_S: Final = 900
+_EASY: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
+_NOT_IN_LABELS: Final = re.compile(r"[^A-Za-z0-9_.-]")
+_NOT_IN_TITLES: Final = re.compile(r"[^\w .,:;()/+-]")
+
+
+class Placement(msgspec.Struct, frozen=True, kw_only=True):
+    """Where pods go, and as what. Whoever runs the platform decides.
+
+    Attributes:
+        namespace: Of everything that is made.
+        image: With Python and this platform, at the version of the control plane.
+        executor: Service account of Argo's own container; the step's gets none.
+        grace_s: Longest that a step may take to stop politely.
+        scratch_mb: Room for a step's files.
+        node_selector: Labels that a machine must have.
+        runs_per_organisation: Workflows of one organisation that run at a time; None for any.
+        link: Where people look at a job, with ``JOB`` for its id; empty for nowhere.
+    """
+
+    namespace: str
+    image: str
+    executor: str = "foedus-executor"
+    grace_s: float = 10.0
+    scratch_mb: int = 10_240
+    node_selector: Mapping[str, str] = {}
+    runs_per_organisation: int | None = None
+    link: str = ""
+
+
+def name_of(job: str, attempt: int) -> str:
+    """Name of an attempt's workflow and of its Secret: a DNS label, and the same every time."""
+    if _EASY.fullmatch(job):
+        return f"{job}-{attempt}"
+    easy = re.sub(r"[^a-z0-9]+", "-", job.lower()).strip("-")[:24].strip("-")
+    return f"{easy}-{hashlib.sha256(job.encode()).hexdigest()[:12]}-{attempt}"
+
+
+def organisation_of(plan: Plan) -> str:
+    """Key and label of the organisation whose job it is."""
+    return _label(plan.organisation) or "none"
+
+
+def secret_of(plan: Plan, credentials: bytes) -> dict[str, Any]:
+    """What the pods are handed beside the workflow.
+
+    Args:
+        plan: What they run.
+        credentials: As JSON.
+
+    Raises:
+        PlanRefused: It does not fit into one object of a cluster.
+    """
+    content = msgspec.json.encode(plan)
+    if len(content) > MAX_PLAN_BYTES:
+        raise PlanRefused(
+            f"a plan of {len(content)} bytes; a cluster takes {MAX_PLAN_BYTES} in one object"
+        )
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": name_of(plan.job, plan.attempt), "labels": _labels(plan)},
+        "type": "Opaque",
+        "stringData": {PLAN: content.decode(), CREDENTIALS: credentials.decode()},
+    }
+
+
+def workflow_of(plan: Plan, placement: Placement) -> dict[str, Any]:
+    """The manifest of the workflow that runs ``plan``."""
+    name = name_of(plan.job, plan.attempt)
+    with Workflow(
+        name=name,
+        namespace=placement.namespace,
+        labels=_labels(plan),
+        annotations=_annotations(plan, placement),
+        entrypoint="run",
+        pod_metadata=m.Metadata(labels=_labels(plan)),
+        automount_service_account_token=False,
+        service_account_name=placement.executor,
+        executor=m.ExecutorConfig(service_account_name=placement.executor),
+        security_context=m.PodSecurityContext(
+            run_as_non_root=True,
+            run_as_user=_USER,
+            run_as_group=_USER,
+            fs_group=_USER,
+            seccomp_profile=m.SeccompProfile(type="RuntimeDefault"),
+        ),
+        priority=PRIORITIES[plan.spec.resources.priority],
+        node_selector=dict(placement.node_selector) or None,
+        synchronization=_share(plan, placement),
+        volumes=_volumes(name, placement),
+        # A failed step fails the run at once: nothing that follows could use it.
+    ) as workflow:
+        with DAG(
+            name="run",
+            fail_fast=True,
+            outputs=[_shown(step) for step in plan.steps if step.name == "federate"],
+        ):
+            for step in plan.steps:
+                Task(
+                    name=step.name,
+                    template=step.name,
+                    dependencies=list(step.after) or None,
+                    arguments=[
+                        m.Parameter(
+                            name=f"{before}-{what}",
+                            value=f"{{{{tasks.{before}.outputs.parameters.{what}}}}}",
+                        )
+                        for before in step.after
+                        for what in (MANIFEST, EVENTS_FILE)
+                    ]
+                    or None,
+                )
+        for step in plan.steps:
+            _template(plan, step, placement)
+    rendered: dict[str, Any] = workflow.to_dict()
+    return rendered
+
+
+def _template(plan: Plan, step: Step, placement: Placement) -> Container:
+    """One pod: a container that hands the Secret over, then one that runs the step."""
+    before = [(name, what) for name in step.after for what in (MANIFEST, EVENTS_FILE)]
+    memory = m.VolumeMount(name="handover", mount_path=_HANDOVER)
+    return Container(
+        name=step.name,
+        image=placement.image,
+        image_pull_policy="IfNotPresent",
+        command=["python", "-P", "-m", "workflows.pod"],
+        args=[
+            _RUN,
+            f"--step={step.name}",
+            f"--handover={_HANDOVER}",
+            f"--grace-s={placement.grace_s:g}",
+            *(part for name in step.after for part in _earlier(name)),
+        ],
+        inputs=[m.Parameter(name=f"{name}-{what}") for name, what in before] or None,
+        outputs=[
+            m.Parameter(name=what, value_from=m.ValueFrom(path=f"{_RUN}/report/{what}", default=""))
+            for what in (OUTCOME, MANIFEST, EVENTS_FILE, SUMMARY)
+        ],
+        working_dir=_RUN,
+        security_context=_restricted(),
+        resources=_resources(plan, step),
+        volume_mounts=[m.VolumeMount(name="attempt", mount_path=_RUN), memory],
+        init_containers=[
+            m.UserContainer(
+                name="handover",
+                image=placement.image,
+                image_pull_policy="IfNotPresent",
+                command=["cp"],
+                args=[f"{_SECRET}/{CREDENTIALS}", f"{_SECRET}/{PLAN}", f"{_HANDOVER}/"],
+                security_context=_restricted(),
+                resources=_sizes(cpu=0.01, memory_mb=16, most_cpu=1, most_memory_mb=64),
+                volume_mounts=[
+                    m.VolumeMount(name="secret", mount_path=_SECRET, read_only=True),
+                    memory,
+                ],
+            )
+        ],
+        active_deadline_seconds=math.ceil(step.timeout_s + 2 * placement.grace_s) + _MARGIN_S,
+        retry_strategy=RetryStrategy(
+            limit=RETRIES,
+            retry_policy="Always",
+            expression="lastRetry.exitCode == '75'",
+            backoff=m.Backoff(duration="2", factor=m.IntOrString(root=2), max_duration="60"),
+        ),
+    )
+
+
+def _earlier(step: StepKind) -> tuple[str, ...]:
+    values = (f"{{{{inputs.parameters.{step}-{what}}}}}" for what in (MANIFEST, EVENTS_FILE))
+    return ("--earlier", step, *values)
+
+
+def _shown(step: Step) -> m.Parameter:
+    """An output of the whole workflow, which ``argo get`` shows above the steps."""
+    reference = f"{{{{tasks.{step.name}.outputs.parameters.{SUMMARY}}}}}"
+    return m.Parameter(name="result", value_from=m.ValueFrom(parameter=reference, default=""))
+
+
+def _labels(plan: Plan) -> dict[str, str]:
+    return {
+        "app.kubernetes.io/name": "foedus",
+        "app.kubernetes.io/managed-by": "foedus",
+        "foedus.dev/job": name_of(plan.job, plan.attempt).rpartition("-")[0],
+        "foedus.dev/attempt": str(plan.attempt),
+        "foedus.dev/organisation": organisation_of(plan),
+    }
+
+
+def _annotations(plan: Plan, placement: Placement) -> dict[str, str]:
+    title = _NOT_IN_TITLES.sub("_", plan.spec.name)[:100]
+    told = {
+        "workflows.argoproj.io/title": f"{title} (attempt {plan.attempt})",
+        "foedus.dev/job": plan.job,
+        PLAN_DIGEST: plan.plan_digest,
+    }
+    if placement.link:
+        told["foedus.dev/link"] = placement.link.replace("JOB", plan.job)
+    return told
+
+
+def _label(value: str) -> str:
+    return _NOT_IN_LABELS.sub("-", value)[:63].strip("-_.")
+
+
+def _share(plan: Plan, placement: Placement) -> m.Synchronization | None:
+    if placement.runs_per_organisation is None:
+        return None
+    key = m.ConfigMapKeySelector(name=SEMAPHORES, key=organisation_of(plan))
+    return m.Synchronization(semaphores=[m.SemaphoreRef(config_map_key_ref=key)])
+
+
+def _volumes(secret: str, placement: Placement) -> list[m.Volume]:
+    return [
+        m.Volume(
+            name="secret",
+            secret=m.SecretVolumeSource(secret_name=secret, default_mode=0o440, optional=False),
+        ),
+        m.Volume(
+            name="handover",
+            empty_dir=m.EmptyDirVolumeSource(medium="Memory", size_limit=_mb(4)),
+        ),
+        m.Volume(
+            name="attempt",
+            empty_dir=m.EmptyDirVolumeSource(size_limit=_mb(placement.scratch_mb)),
+        ),
+    ]
+
+
+def _restricted() -> m.SecurityContext:
+    return m.SecurityContext(
+        allow_privilege_escalation=False,
+        capabilities=m.Capabilities(drop=["ALL"]),
+        privileged=False,
+        read_only_root_filesystem=True,
+        run_as_non_root=True,
+    )
+
+
+def _resources(plan: Plan, step: Step) -> m.ResourceRequirements:
+    """Reserved: what the server asks. At most: that and what the workers beside it ask."""
+    asked, spec = plan.spec.resources, plan.spec
+    workers = {"federate": max(1, spec.runtime.workers), "translate": 1}.get(step.name, 0)
+    if workers == 0:
+        return _sizes(cpu=0.1, memory_mb=256, most_cpu=1, most_memory_mb=1024)
+    return _sizes(
+        cpu=asked.server.cpu,
+        memory_mb=asked.server.memory_mb,
+        most_cpu=asked.server.cpu + workers * asked.site.cpu,
+        most_memory_mb=asked.server.memory_mb + workers * asked.site.memory_mb,
+        gpus=asked.server.gpu + workers * asked.site.gpu if step.name == "federate" else 0,
+    )
+
+
+def _sizes(
+    *, cpu: float, memory_mb: int, most_cpu: float, most_memory_mb: int, gpus: int = 0
+) -> m.ResourceRequirements:
+    gpu = {"nvidia.com/gpu": _quantity(str(gpus))} if gpus else {}
+    return m.ResourceRequirements(
+        requests={"cpu": _milli(cpu), "memory": _mb(memory_mb), **gpu},
+        limits={"cpu": _milli(most_cpu), "memory": _mb(most_memory_mb), **gpu},
+    )
+
+
+def _milli(cpu: float) -> m.Quantity:
+    return _quantity(f"{math.ceil(cpu * 1000)}m")
+
+
+def _mb(size: int) -> m.Quantity:
+    return _quantity(f"{size}Mi")
+
+
+def _quantity(text: str) -> m.Quantity:
+    return m.Quantity(root=text)
