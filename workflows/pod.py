@@ -61,7 +61,9 @@ def exit_code(observation: Observation, *, was_heard: bool) -> int:
         return DONE
     cause = observation.cause
     may_pass = observation.activity is Activity.CANCELLED or (
-        cause is not None and cause.explanation.retryable
+        observation.activity is Activity.FAILED
+        and cause is not None
+        and cause.explanation.retryable
     )
     return TRY_AGAIN if may_pass and not was_heard else FAILED
 

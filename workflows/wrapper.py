@@ -86,7 +86,8 @@ class Wrapper:
         environ: Of this process; steps get next to nothing of it.
         grace_s: Longest that a step may take to stop politely, and that what is left to tell may
             take when the attempt was cancelled.
-        earlier: Of the steps that ran on other machines, and whose files are laid first.
+        earlier: Of the steps that ran on other machines, and whose files are laid first. None where
+            all steps run here, so that no other process can have started one of them before.
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class Wrapper:
         self._courier = courier
         self._environ = scrubbed(environ, home=run.home, tmp=run.tmp)
         self._grace_s = grace_s
-        self._earlier = earlier or {}
+        self._earlier = earlier
         self._progress = Progress()
         self._feeds: tuple[EventFeed | LogFeed, ...] = ()
 
@@ -134,10 +135,21 @@ class Wrapper:
         for name, digest in self._plan.inputs.items():
             if not (self._earlier and name in RESUMPTION):
                 await self._lay_input(self._run_directory.inputs / name, digest)
-        for name, handover in self._earlier.items():
+        for name, handover in (self._earlier or {}).items():
             await self._lay_step(name, handover)
         for step in steps:
+            if self._earlier is not None:
+                await self._require_first(step)
             await self._run_step(step)
+
+    async def _require_first(self, step: Step) -> None:
+        """End if the step was started before, as a pod is that a cluster replaces by itself.
+
+        Under this attempt's number, what it tells would be taken for repetitions.
+        """
+        if await self._courier.post_events(step.name, []):
+            detail = f"{step.name} was started again, after it had told something"
+            raise Over(Activity.LOST, Cause(code=CauseCode.ATTEMPT_LOST, detail=detail))
 
     async def _lay_step(self, name: StepKind, handover: Handover) -> None:
         """Lay what an earlier step made and told, once its manifest proved to be of this attempt.

@@ -170,6 +170,19 @@ def test_a_step_that_is_asked_to_stop_says_so(tmp_path: Path, plane: ControlPlan
     assert pod.outcome.activity is Activity.CANCELLED
 
 
+def test_a_second_start_after_something_was_told_is_a_lost_attempt(
+    tmp_path: Path, plane: ControlPlaneDouble
+) -> None:
+    one = plan_of(step_of("federate", "rounds=2", "exit=9"))
+    assert Pod(tmp_path / "1", plane, one, "--step=federate").end()[0] == 1
+    told = list(plane.events["federate"])
+    again = Pod(tmp_path / "2", plane, one, "--step=federate")
+
+    assert again.end()[0] == 1
+    assert again.outcome.activity is Activity.LOST
+    assert plane.events["federate"] == told
+
+
 @pytest.mark.parametrize(
     ("activity", "code", "was_heard", "expected"),
     [
@@ -179,7 +192,7 @@ def test_a_step_that_is_asked_to_stop_says_so(tmp_path: Path, plane: ControlPlan
         (Activity.FAILED, CauseCode.DISK_FULL, True, 1),
         (Activity.CANCELLED, None, False, 75),
         (Activity.CANCELLED, None, True, 1),
-        (Activity.LOST, None, False, 1),
+        (Activity.LOST, CauseCode.ATTEMPT_LOST, False, 1),
     ],
 )
 def test_only_what_was_never_told_of_is_tried_again(
