@@ -23,10 +23,11 @@ import uvicorn
 from pydantic import ValidationError
 
 from control_plane.api.tracing import trace_id
-from control_plane.app import ENDPOINT_FILE, Application, create_app, local_engine
+from control_plane.app import ENDPOINT_FILE, Application, chosen_engine, create_app
 from control_plane.data_folder import FolderInUse, claimed, write_private
 from control_plane.settings import Settings
 from workflows.engine import WorkflowEngine
+from workflows.kubernetes import ClusterUnknown
 
 EXIT_STARTUP: Final = 1
 EXIT_SETTINGS: Final = 2
@@ -66,7 +67,7 @@ class _Server(uvicorn.Server):
 
 
 def main(
-    make_engine: Callable[[Settings, Mapping[str, str]], WorkflowEngine] = local_engine,
+    make_engine: Callable[[Settings, Mapping[str, str]], WorkflowEngine] = chosen_engine,
 ) -> int:
     """Serve until asked to stop, what runs plans being made by ``make_engine``."""
     try:
@@ -78,6 +79,9 @@ def main(
     try:
         with claimed(settings.data):
             return _serve(settings, make_engine(settings, os.environ))
+    except ClusterUnknown as error:
+        _complain(f"FOEDUS_KUBECONFIG: {error}")
+        return EXIT_SETTINGS
     except FolderInUse as error:
         _complain(str(error))
         return EXIT_FOLDER
@@ -108,7 +112,7 @@ def _serve(settings: Settings, engine: WorkflowEngine) -> int:
         app = create_app(
             settings,
             engine=engine,
-            url=lambda: url,
+            url=lambda: settings.endpoint_url or url,
             announce_token=lambda token: _announce(settings, token),
         )
         config = uvicorn.Config(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from functools import partial
 from typing import Any, Final
 
@@ -42,6 +42,7 @@ from control_plane.server_secret import CURSORS, server_secret
 from control_plane.settings import Settings
 from control_plane.stores import open_store
 from workflows.engine import WorkflowEngine
+from workflows.kubernetes import in_cluster, read_kubeconfig
 from workflows.local_engine import LocalEngine
 
 log = structlog.get_logger()
@@ -105,11 +106,13 @@ def create_app(
     @asynccontextmanager
     async def life(app: Litestar) -> AsyncIterator[None]:
         async with (
+            _working(engine),
             open_store(settings) as store,
             open_platform(
                 folder=settings.data,
                 store=store,
                 rules=_rules(settings),
+                engine=engine.abilities,
                 database_url=settings.records_url,
                 identity=_identity(settings),
             ) as platform,
@@ -149,10 +152,46 @@ def create_app(
     )
 
 
+def _working(engine: WorkflowEngine) -> AbstractAsyncContextManager[Any]:
+    """An engine that watches something does so for as long as the application lives."""
+    return engine if isinstance(engine, AbstractAsyncContextManager) else nullcontext()
+
+
 def _report_end(loop: asyncio.Task[None]) -> None:
     """Say so if the reconciler ended by itself; ``/health/ready`` shows it too."""
     if not loop.cancelled():
         log.critical("reconciler.ended", exc_info=loop.exception())
+
+
+def chosen_engine(settings: Settings, environ: Mapping[str, str]) -> WorkflowEngine:
+    """The engine that the settings ask for.
+
+    Raises:
+        ClusterUnknown: It is not said how to reach the cluster.
+    """
+    match settings.engine:
+        case "local":
+            return local_engine(settings, environ)
+        case "argo":
+            return _argo_engine(settings, environ)
+
+
+def _argo_engine(settings: Settings, environ: Mapping[str, str]) -> WorkflowEngine:
+    from workflows.argo_engine import ArgoEngine
+    from workflows.argo_workflow import Placement
+
+    at = settings.kubeconfig
+    return ArgoEngine(
+        read_kubeconfig(at) if at else in_cluster(environ),
+        Placement(
+            namespace=settings.namespace,
+            image=settings.image or "",
+            scratch_mb=settings.scratch_mb,
+            node_selector=settings.node_selector,
+            runs_per_organisation=settings.runs_per_organisation,
+            link=f"{(settings.endpoint_url or '').rstrip('/')}/v1/jobs/JOB",
+        ),
+    )
 
 
 def local_engine(settings: Settings, environ: Mapping[str, str]) -> LocalEngine:

@@ -173,6 +173,37 @@ class Settings(BaseSettings):
     reconcile_s: float = Field(default=0.2, gt=0)
     """Seconds between looks at open jobs; longer finds ended and lost attempts later."""
 
+    engine: Literal["local", "argo"] = "local"
+    """What runs the jobs: child processes of this server, or pods of Argo workflows, for which the
+    settings down to ``runs_per_organisation`` hold."""
+
+    image: str | None = None
+    """Image of the steps' pods: Python and this platform, at this server's version. ``argo``
+    needs it."""
+
+    endpoint_url: str | None = Field(default=None, pattern=r"^https?://[^\s/{}]+(/[^\s{}]*)?$")
+    """Where pods reach this server. ``argo`` needs it, and ``host`` must then be an address that
+    pods can reach."""
+
+    kubeconfig: Path | None = None
+    """File that says where the cluster is and who we are to it; by default this server is itself a
+    pod of the cluster."""
+
+    namespace: str = Field(default="foedus", pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
+    """Namespace of the workflows; ``deploy/argo/namespace.yaml`` says what it must hold."""
+
+    node_selector: dict[str, str] = {}
+    """Labels, as a JSON object, of the machines that pods may run on; by default any."""
+
+    scratch_mb: int = Field(default=10_240, ge=64)
+    """Room for the files of one step, in MiB; a pod that takes more is evicted, and the attempt
+    lost."""
+
+    runs_per_organisation: int | None = Field(default=None, ge=1)
+    """Workflows of one organisation that run at a time, further ones wait in the cluster; by
+    default ``max_running`` alone decides. It is kept in the ConfigMap ``foedus-runs``, where every
+    start of a job writes it anew."""
+
     program_mb: int = Field(default=64, ge=1)
     """Largest program that can be uploaded, in MiB; larger ones answer 413."""
 
@@ -295,6 +326,12 @@ class Settings(BaseSettings):
         if self.database_url is not None:
             return self.database_url.get_secret_value()
         return None if self.database_url_file is None else _content(self.database_url_file)
+
+    @model_validator(mode="after")
+    def _has_what_its_engine_needs(self) -> Self:
+        if self.engine == "argo" and not (self.image and self.endpoint_url):
+            raise ValueError("FOEDUS_ENGINE=argo needs FOEDUS_IMAGE and FOEDUS_ENDPOINT_URL")
+        return self
 
     @property
     def reachable_host(self) -> str:

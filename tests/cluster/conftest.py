@@ -13,6 +13,7 @@ import pytest
 
 from sharing.s3_bucket import Address
 from tests.cluster import minio_server
+from tests.cluster.kubernetes import Kubernetes, Namespace, build_image
 from tests.control_plane.databases import new_database
 
 LAB = os.environ.get("FOEDUS_LAB", "")
@@ -71,3 +72,31 @@ def records_url(postgres: str) -> Iterator[str]:
     with new_database(postgres) as url:
         assert url is not None
         yield url
+
+
+@pytest.fixture(scope="session")
+def lab() -> Path:
+    return Path(LAB).resolve()
+
+
+@pytest.fixture(scope="session")
+def kubernetes(lab: Path) -> Kubernetes:
+    """The lab's cluster with Argo."""
+    done = subprocess.run([lab / "up"], capture_output=True, text=True, timeout=300, check=True)
+    line = next(line for line in done.stdout.splitlines() if line.startswith("export KUBECONFIG="))
+    home = Path(os.environ.get("LAB_HOME", Path.home() / ".cache" / "lab"))
+    return Kubernetes(Path(line.partition("=")[2]), home / "bin")
+
+
+@pytest.fixture(scope="session")
+def image(lab: Path, kubernetes: Kubernetes) -> str:
+    """This checkout and its environment."""
+    return build_image(lab)
+
+
+@pytest.fixture
+def namespace(kubernetes: Kubernetes) -> Iterator[Namespace]:
+    """One of the test's own, set up as an administrator would."""
+    namespace = kubernetes.make_namespace()
+    yield namespace
+    namespace.delete()

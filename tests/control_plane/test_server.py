@@ -22,8 +22,13 @@ ROOT = Path(__file__).parent.parent.parent
 PATIENCE_S = 30.0
 FORBIDDEN = (
     *("torch", "flwr", "sklearn", "xgboost", "onnx", "onnxruntime", "ray", "matplotlib", "opacus"),
-    *("scipy", "pyarrow", "tenseal", "minio", "psycopg", "keycloak", "jwcrypto"),
+    *("scipy", "pyarrow", "tenseal", "minio", "psycopg", "keycloak", "jwcrypto", "hera"),
 )
+ARGO = {
+    "FOEDUS_ENGINE": "argo",
+    "FOEDUS_IMAGE": "foedus:1",
+    "FOEDUS_ENDPOINT_URL": "http://foedus:8470",
+}
 JOB = {
     "name": "survivor",
     "program": {"kind": "builtin", "name": "digits-mlp"},
@@ -148,10 +153,13 @@ def test_a_second_server_on_the_folder_is_refused(tmp_path: Path, processes: lis
     ("settings", "code", "word"),
     [
         ({"FOEDUS_PORT": "many"}, 2, "FOEDUS_PORT"),
+        ({"FOEDUS_ENGINE": "argo"}, 2, "FOEDUS_ENGINE=argo needs"),
+        (ARGO | {"FOEDUS_KUBECONFIG": "/dev/null"}, 2, "FOEDUS_KUBECONFIG: /dev/null"),
+        (ARGO, 2, "FOEDUS_KUBECONFIG: this is no pod"),
         ({"FOEDUS_HOST": "203.0.113.1"}, 4, "203.0.113.1"),
         ({"FOEDUS_DATA": "/dev/null/x"}, 1, "FOEDUS_DATA"),
     ],
-    ids=["a setting", "an address", "a folder"],
+    ids=["a setting", "an image", "a kubeconfig", "a cluster", "an address", "a folder"],
 )
 def test_a_start_that_cannot_be_says_why(
     tmp_path: Path, processes: list[Process], settings: dict[str, str], code: int, word: str

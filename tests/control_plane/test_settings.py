@@ -181,3 +181,27 @@ def test_a_realm_must_be_told_where_it_is_chosen(monkeypatch: pytest.MonkeyPatch
         Settings()
 
     assert refused.value.errors()[0]["loc"] == ("FOEDUS_KEYCLOAK_SERVER_URL",)
+
+
+def test_the_argo_engine_needs_an_image_and_an_address_that_pods_reach(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FOEDUS_ENGINE", "argo")
+    monkeypatch.setenv("FOEDUS_IMAGE", "foedus:1")
+
+    with pytest.raises(ValidationError, match="needs FOEDUS_IMAGE and FOEDUS_ENDPOINT_URL"):
+        Settings()
+
+    monkeypatch.setenv("FOEDUS_ENDPOINT_URL", "http://foedus:8470")
+    monkeypatch.setenv("FOEDUS_NODE_SELECTOR", '{"pool": "gpu"}')
+    assert Settings().node_selector == {"pool": "gpu"}
+
+
+@pytest.mark.parametrize(
+    "url", ["foedus:8470", "http://{{workflow.name}}", "http://a b", "file:///a"]
+)
+def test_an_address_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("FOEDUS_ENDPOINT_URL", url)
+
+    with pytest.raises(ValidationError):
+        Settings()

@@ -52,6 +52,7 @@ ELSEWHERE = (
     # Raised before the server listens.
     "workflows.runtime_headers.HeaderInvalid",
     "control_plane.data_folder.FolderInUse",
+    "workflows.kubernetes.ClusterUnknown",
 )
 """Prefixes of errors that never come to the border of HTTP, by where they end instead."""
 HERE = {

@@ -1,0 +1,117 @@
+"""The lab's cluster, through its own command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import subprocess
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent.parent
+HOST = "10.244.0.1"
+"""This machine, as pods of the lab see it."""
+CODE = ("workflows", "strategies", "privacy", "sharing", "translation", "requirements.lock")
+TEST_CODE = (
+    "tests/__init__.py",
+    "tests/workflows/__init__.py",
+    "tests/workflows/steps_for_tests.py",
+)
+
+
+@dataclass(frozen=True)
+class Kubernetes:
+    kubeconfig: Path
+    programs: Path
+
+    def run(
+        self, program: str, *arguments: str, stdin: str | None = None, check: bool = True
+    ) -> str:
+        done = subprocess.run(
+            [self.programs / program, *arguments],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env={**os.environ, "KUBECONFIG": str(self.kubeconfig)},
+        )
+        assert not check or done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    def make_namespace(self) -> Namespace:
+        name = f"foedus-{secrets.token_hex(4)}"
+        self.run("kubectl", "create", "namespace", name)
+        manifest = (ROOT / "deploy/argo/namespace.yaml").read_text()
+        ours = manifest.replace("namespace: foedus", f"namespace: {name}")
+        self.run("kubectl", "apply", "-f", "-", stdin=ours)
+        return Namespace(self, name)
+
+
+@dataclass(frozen=True)
+class Namespace:
+    kubernetes: Kubernetes
+    name: str
+
+    def kubectl(self, *arguments: str, stdin: str | None = None, check: bool = True) -> str:
+        return self.kubernetes.run("kubectl", "-n", self.name, *arguments, stdin=stdin, check=check)
+
+    def argo(self, *arguments: str) -> str:
+        return self.kubernetes.run("argo", "-n", self.name, *arguments)
+
+    def get(self, kind: str) -> list[dict[str, Any]]:
+        return json.loads(self.kubectl("get", kind, "-o", "json"))["items"]
+
+    def kubeconfig(self, path: Path) -> Path:
+        """Of the account that the control plane has here, with no right beyond its role's."""
+        config = json.loads(self.kubectl("config", "view", "--raw", "-o", "json"))
+        token = self.kubectl("create", "token", "foedus-control-plane").strip()
+        config["users"] = [{"name": config["users"][0]["name"], "user": {"token": token}}]
+        path.write_text(json.dumps(config))
+        return path
+
+    def delete(self) -> None:
+        self.kubectl("delete", "workflows", "--all", "--wait=false")
+        self.kubernetes.run("kubectl", "delete", "namespace", self.name, "--wait=false")
+
+
+def build_image(lab: Path) -> str:
+    """An image with the environment and, above it, the code of this checkout; each is kept."""
+    venv = (ROOT / ".venv").resolve()
+    base = f"foedus-environment:{_digest([ROOT / 'requirements.lock'])}"
+    if _kept_config(base) is None:
+        _image(lab, base, str(venv))
+    name = f"foedus-{ROOT.name}:1"
+    sources = [ROOT / name for name in (*CODE, *TEST_CODE)]
+    files = sorted(path for source in sources for path in (source, *source.rglob("*.*")))
+    code = _digest(files)
+    if f"FOEDUS_CODE={code}" not in (_kept_config(name) or ""):
+        _image(
+            lab,
+            *(name, "--from", base, "--exclude", "__pycache__"),
+            *(f"{source}:/srv/foedus/{source.relative_to(ROOT)}" for source in sources),
+            *("--env", "PYTHONPATH=/srv/foedus", "--env", f"PATH={venv}/bin:/usr/bin:/bin"),
+            *("--env", f"FOEDUS_CODE={code}"),
+        )
+    return name
+
+
+def _digest(paths: list[Path]) -> str:
+    digest = sha256()
+    for path in paths:
+        if path.is_file() and path.suffix != ".pyc":
+            digest.update(f"{path.relative_to(ROOT)}\0{path.stat().st_size}\0".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _kept_config(image: str) -> str | None:
+    home = Path(os.environ.get("LAB_HOME", Path.home() / ".cache" / "lab"))
+    path = home / "images" / image.replace(":", "_") / "config.json"
+    return path.read_text() if path.exists() else None
+
+
+def _image(lab: Path, *arguments: str) -> None:
+    subprocess.run([lab / "image", *arguments], check=True, timeout=600, capture_output=True)

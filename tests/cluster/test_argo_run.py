@@ -1,0 +1,147 @@
+"""Whole jobs on Argo: the model is the one that this machine alone makes, whatever dies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from clients.errors import JobCancelled
+from clients.resources import Job
+from clients.sdk import JobHandle
+from tests.cluster.kubernetes import HOST, Namespace
+from tests.e2e.jobs import small
+from tests.e2e.real_server import RealServer, running, until
+from workflows.job import JobSpec, Output
+from workflows.run import Phase
+
+pytestmark = pytest.mark.timeout(300)
+WAIT_S = 150.0
+ROUNDS = 30
+
+
+def job(name: str, rounds: int = ROUNDS) -> JobSpec:
+    """With all three steps."""
+    return msgspec.structs.replace(small(name, rounds, "flower"), output=Output())
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Digest of the model that child processes of this machine make of the job."""
+    with running(tmp_path_factory.mktemp("local")) as server, server.client() as foedus:
+        return digest_of(server, foedus.submit(job("local")).wait(WAIT_S))
+
+
+@pytest.fixture
+def server(namespace: Namespace, image: str, tmp_path: Path) -> Iterator[RealServer]:
+    settings = {
+        "FOEDUS_ENGINE": "argo",
+        "FOEDUS_HOST": "0.0.0.0",
+        "FOEDUS_ENDPOINT_URL": f"http://{HOST}:{{port}}",
+        "FOEDUS_KUBECONFIG": str(namespace.kubeconfig(tmp_path / "kubeconfig")),
+        "FOEDUS_NAMESPACE": namespace.name,
+        "FOEDUS_IMAGE": image,
+        "FOEDUS_RUNS_PER_ORGANISATION": "1",
+    }
+    with running(tmp_path / "argo", **settings) as server:
+        yield server
+
+
+def digest_of(server: RealServer, closed: Job) -> str:
+    assert closed.phase == Phase.SUCCEEDED, closed
+    assert closed.model is not None
+    with server.client() as foedus:
+        return foedus.models.get(closed.model).digest
+
+
+def wait_for_round(handle: JobHandle, number: int) -> None:
+    for done in handle.rounds(timeout_s=WAIT_S):
+        if done.number >= number:
+            return
+
+
+def require_nothing_left(namespace: Namespace) -> None:
+    until(lambda: not namespace.get("workflows"), "the workflow to be removed")
+    until(lambda: not namespace.get("pods"), "its pods to go", within_s=60)
+    left = {secret["metadata"]["name"] for secret in namespace.get("secrets")}
+    assert left == {"foedus-executor.service-account-token"}
+
+
+def test_the_same_job_makes_the_same_model(
+    server: RealServer, namespace: Namespace, expected: str
+) -> None:
+    with server.client() as foedus:
+        handle = foedus.submit(job("argo"))
+        wait_for_round(handle, 2)
+        told = namespace.argo("get", "@latest")
+        pods = namespace.get("pods")
+        secrets = json.dumps(namespace.get("workflows"))
+        closed = handle.wait(WAIT_S)
+        log = "".join(str(line) for line in handle.logs())
+
+    assert digest_of(server, closed) == expected
+    assert closed.attempt == 1
+    assert f"{handle.id}-1" in told
+    assert "federate" in told
+    assert "foedus_attempt" not in secrets
+    assert server.log.count("token") == 0
+    assert all("kube-api-access" not in json.dumps(pod) for pod in pods)
+    assert "workers are confined by" in log
+    require_nothing_left(namespace)
+
+
+def test_a_run_whose_pod_is_deleted_goes_on_from_its_checkpoint(
+    server: RealServer, namespace: Namespace, expected: str
+) -> None:
+    with server.client() as foedus:
+        handle = foedus.submit(job("doomed"))
+        wait_for_round(handle, 2)
+        namespace.kubectl("delete", "pods", "--all", "--force", "--grace-period=0")
+        closed = handle.wait(WAIT_S)
+        rounds = [done.number for done in handle.rounds()]
+
+    assert digest_of(server, closed) == expected
+    assert closed.attempt == 2
+    assert sorted(set(rounds)) == list(range(1, ROUNDS + 1))
+    require_nothing_left(namespace)
+
+
+def test_a_run_whose_workflow_is_deleted_goes_on_too(
+    server: RealServer, namespace: Namespace, expected: str
+) -> None:
+    with server.client() as foedus:
+        handle = foedus.submit(job("doomed too"))
+        wait_for_round(handle, 2)
+        namespace.kubectl("delete", "workflows", "--all")
+        closed = handle.wait(WAIT_S)
+
+    assert digest_of(server, closed) == expected
+    assert closed.attempt == 2
+
+
+def test_a_control_plane_that_is_killed_finds_its_run_again(
+    server: RealServer, namespace: Namespace, expected: str
+) -> None:
+    with server.client() as foedus:
+        handle = foedus.submit(job("orphaned"))
+        wait_for_round(handle, 2)
+        server.kill()
+        server.start()
+        closed = handle.wait(WAIT_S)
+
+    assert digest_of(server, closed) == expected
+    assert closed.attempt == 1
+
+
+def test_a_cancelled_run_leaves_nothing(server: RealServer, namespace: Namespace) -> None:
+    with server.client() as foedus:
+        handle = foedus.submit(job("unwanted", rounds=500))
+        wait_for_round(handle, 1)
+        handle.cancel()
+        with pytest.raises(JobCancelled):
+            handle.wait(WAIT_S)
+
+    require_nothing_left(namespace)
