@@ -45,11 +45,7 @@ class RealServer:
             "FOEDUS_DATA": str(self._folder / "data"),
             "FOEDUS_PORT": str(self._port),
             "FOEDUS_FIRST_TOKEN_FILE": str(self._folder / "token"),
-<<<<<<< HEAD
-            **self._settings,
-=======
             **{name: value.format(port=self._port) for name, value in self._settings.items()},
->>>>>>> 8c95d55 (Run jobs on Kubernetes through Argo Workflows)
         }
         with (self._folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -105,11 +101,7 @@ class RealServer:
 
 @contextlib.contextmanager
 def running(folder: Path, **settings: str) -> Iterator[RealServer]:
-<<<<<<< HEAD
-    """A server, ended with everything that it started."""
-=======
     """A server, ended with everything that it started; ``{port}`` in a setting is its port."""
->>>>>>> 8c95d55 (Run jobs on Kubernetes through Argo Workflows)
     server = RealServer(folder, settings)
     server.start()
     try:
