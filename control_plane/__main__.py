@@ -1,4 +1,4 @@
-"""``python -m control_plane``: one server on one folder.
+"""``python -m control_plane``: one server on one folder; ``migrate`` only updates its tables.
 
 Exit codes: 0 stopped by SIGTERM or SIGINT; 1 could not start; 2 a setting is wrong; 3 another
 server uses the folder; 4 the address is taken. Standard output tells where it listens and, at the
@@ -25,6 +25,8 @@ from pydantic import ValidationError
 from control_plane.api.tracing import trace_id
 from control_plane.app import ENDPOINT_FILE, Application, chosen_engine, create_app
 from control_plane.data_folder import FolderInUse, claimed, write_private
+from control_plane.platform import open_records
+from control_plane.refusals import DatabaseUnavailable
 from control_plane.settings import Settings
 from workflows.engine import WorkflowEngine
 from workflows.kubernetes import ClusterUnknown
@@ -70,6 +72,15 @@ def main(
     make_engine: Callable[[Settings, Mapping[str, str]], WorkflowEngine] = chosen_engine,
 ) -> int:
     """Serve until asked to stop, what runs plans being made by ``make_engine``."""
+    return _with_folder(lambda settings: _serve(settings, make_engine(settings, os.environ)))
+
+
+def migrate() -> int:
+    """Bring the records to the newest tables and end; what a server does at its start anyway."""
+    return _with_folder(_migrate)
+
+
+def _with_folder(act: Callable[[Settings], int]) -> int:
     try:
         settings = Settings()
     except ValidationError as error:
@@ -78,7 +89,7 @@ def main(
         return EXIT_SETTINGS
     try:
         with claimed(settings.data):
-            return _serve(settings, make_engine(settings, os.environ))
+            return act(settings)
     except ClusterUnknown as error:
         _complain(f"FOEDUS_KUBECONFIG: {error}")
         return EXIT_SETTINGS
@@ -98,6 +109,15 @@ def _place_of(location: tuple[int | str, ...]) -> str:
     return (
         f"{name}: " if name.startswith(("FOEDUS_", "KEYCLOAK_", "MINIO_")) else f"FOEDUS_{name}: "
     )
+
+
+def _migrate(settings: Settings) -> int:
+    try:
+        open_records(settings.data, settings.records_url).close()
+    except DatabaseUnavailable as error:
+        _complain(str(error))
+        return EXIT_STARTUP
+    return 0
 
 
 def _serve(settings: Settings, engine: WorkflowEngine) -> int:
@@ -213,4 +233,11 @@ def _add_trace(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    match sys.argv[1:]:
+        case []:
+            sys.exit(main())
+        case ["migrate"]:
+            sys.exit(migrate())
+        case _:
+            _complain("usage: python -m control_plane [migrate]")
+            sys.exit(EXIT_SETTINGS)

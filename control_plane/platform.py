@@ -149,7 +149,7 @@ async def open_platform(
     """
     rules = rules or Rules()
     await asyncio.to_thread(shutil.rmtree, folder / SCRATCH, ignore_errors=True)
-    database = await asyncio.to_thread(_open_database, folder, database_url)
+    database = await asyncio.to_thread(open_records, folder, database_url)
     hub = EventHub(rules.max_streams, rules.max_user_streams)
     bell = Bell()
     capabilities = await asyncio.to_thread(read_capabilities)
@@ -190,7 +190,16 @@ async def _hearing(ears: Ears) -> AsyncIterator[None]:
         await asyncio.wait((following,))
 
 
-def _open_database(folder: Path, url: str | None) -> Database:
+def open_records(folder: Path, url: str | None) -> Database:
+    """The records, made or brought up to date if need be; blocks.
+
+    Args:
+        folder: Of everything that lasts.
+        url: Of PostgreSQL; None for SQLite in the folder.
+
+    Raises:
+        DatabaseUnavailable: They cannot be opened.
+    """
     if url is None:
         return open_sqlite(folder / "foedus.db")
     from control_plane.records.postgres import open_postgres
