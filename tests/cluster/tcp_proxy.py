@@ -8,12 +8,12 @@ import threading
 
 
 class TcpProxy:
-    """Forwards connections to ``port`` of this machine while it is open."""
+    """Forwards connections at ``host`` to ``port`` of this machine while it is open."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
         self._target = ("127.0.0.1", port)
         self._connections: list[socket.socket] = []
-        self._listening = socket.create_server(("127.0.0.1", 0))
+        self._listening = socket.create_server((host, 0))
         self.port = int(self._listening.getsockname()[1])
         self._is_open = True
         self.num_connections = 0
