@@ -341,6 +341,45 @@ class LoginView(Resource, frozen=True):
     client_id: str = ""
 
 
+class AuditEntry(Resource, frozen=True):
+    """An act of somebody, or one that was refused.
+
+    Attributes:
+        number: Counts from 1 without gaps.
+        actor: Id of the user; empty for the platform itself.
+        organisation: The actor's.
+        action: As ``job.submit``; of a refused request, its method and route.
+        object: Id of what it was done to; of a refused request, its path.
+        digest: Covers this entry and the digest of the one before.
+    """
+
+    number: int
+    at: datetime
+    actor: str
+    organisation: str
+    action: str
+    object: str
+    outcome: str
+    detail: Mapping[str, Any]
+    trace_id: str
+    digest: Digest
+
+
+class AuditVerification(Resource, frozen=True):
+    """What computing the audit log's digests anew showed.
+
+    Attributes:
+        rows: How many there are.
+        head: Digest of the newest one, to be kept elsewhere; None if the log is not whole.
+        broken_at: Number of the first row that is not what was written; None if there is none.
+    """
+
+    is_whole: bool
+    rows: int
+    head: Digest | None = None
+    broken_at: int | None = None
+
+
 class RuntimeView(Resource, frozen=True):
     """One runtime as the capability matrix shows it."""
 

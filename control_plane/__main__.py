@@ -22,12 +22,12 @@ import structlog
 import uvicorn
 from pydantic import ValidationError
 
-from control_plane.api.tracing import trace_id
 from control_plane.app import ENDPOINT_FILE, Application, chosen_engine, create_app
 from control_plane.data_folder import FolderInUse, claimed, write_private
 from control_plane.platform import open_records
 from control_plane.refusals import DatabaseUnavailable
 from control_plane.settings import Settings
+from control_plane.tracing import trace_id
 from workflows.engine import WorkflowEngine
 from workflows.kubernetes import ClusterUnknown
 

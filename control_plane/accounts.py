@@ -21,7 +21,9 @@ from clients.resources import (
     User,
     Visibility,
 )
-from control_plane.authorisation import Action, Relation, may, relation_of
+from control_plane import audit
+from control_plane.authorisation import Action, Relation, may
+from control_plane.hosts import FIRST_ORGANISATION, may_for_all, require_host
 from control_plane.ids import EXTERNAL_USER, hash_of_token, new_id, new_token
 from control_plane.notices import REVOKED
 from control_plane.pages import Slice, cut
@@ -36,7 +38,6 @@ from control_plane.refusals import (
     WrittenMeanwhile,
 )
 
-FIRST_ORGANISATION: Final = "home"
 FIRST_USER: Final = "admin"
 FIRST_ROLES: Final = (Role.ADMIN, Role.DEVELOPER, Role.OPERATOR)
 _ROLES: Final = msgspec.json.Decoder(tuple[Role, ...])
@@ -61,6 +62,10 @@ async def bootstrap(
         user = await _enlist(transaction, FIRST_USER, organisation.id, FIRST_ROLES, platform)
         token, row = _mint("first", user.id, platform)
         await transaction.execute(insert(TOKEN), {**row, "created_at": now, "expires_at": None})
+        detail = {"admin": user.id}
+        await audit.note(
+            transaction, platform.now(), None, "platform.found", organisation.id, detail=detail
+        )
         announce(token)
     return token
 
@@ -82,12 +87,17 @@ async def add_organisation(
         Forbidden: The caller is no admin of the organisation that runs the platform.
         NameTaken: There is one of this name.
     """
-    await _require_host(platform, who)
+    await require_host(platform, who, Action.MANAGE_ORGANISATIONS)
     async with naming(new.name), platform.database.writing() as transaction:
         for table in (ORGANISATION, COLLABORATION):
             if await transaction.one_or_none(select(table.c.id).where(table.c.name == new.name)):
                 raise NameTaken(f"the name {new.name!r} is taken")
-        return await found_organisation(transaction, new.name, platform.now())
+        organisation = await found_organisation(transaction, new.name, platform.now())
+        detail = {"name": new.name}
+        await audit.note(
+            transaction, platform.now(), who, "organisation.add", organisation.id, detail=detail
+        )
+    return organisation
 
 
 async def list_organisations(
@@ -122,7 +132,10 @@ async def add_user(platform: Platform, who: Principal, new: NewUser) -> User:
             select(USER.c.id).where(USER.c.organisation == organisation, USER.c.name == new.name)
         ):
             raise NameTaken(f"the organisation has a user called {new.name!r}")
-        return await _enlist(transaction, new.name, organisation, new.roles, platform)
+        user = await _enlist(transaction, new.name, organisation, new.roles, platform)
+        detail = {"name": user.name, "organisation": organisation, "roles": user.roles}
+        await audit.note(transaction, platform.now(), who, "user.add", user.id, detail=detail)
+    return user
 
 
 async def list_users(
@@ -164,6 +177,9 @@ async def add_token(platform: Platform, who: Principal, new: NewToken) -> Token:
         await transaction.execute(
             insert(TOKEN), {**row, "created_at": now, "expires_at": new.expires_at}
         )
+        await audit.note(
+            transaction, platform.now(), who, "token.add", row["id"], detail={"user": user}
+        )
     return Token(
         id=row["id"],
         label=new.label,
@@ -196,6 +212,8 @@ async def revoke_token(platform: Platform, who: Principal, token: str) -> None:
         if row is None or not await _reaches(platform, who, row.user_id):
             raise NotFound("no such token")
         await transaction.execute(delete(TOKEN).where(TOKEN.c.id == token))
+        detail = {"user": row.user_id}
+        await audit.note(transaction, platform.now(), who, "token.revoke", token, detail=detail)
         transaction.after_commit(platform.identity.forget)
         transaction.tell(REVOKED)
 
@@ -255,22 +273,8 @@ async def _reaches(platform: Platform, who: Principal, user: str) -> bool:
 
 
 async def _is_host(platform: Platform, who: Principal) -> bool:
-    """True for an admin of the organisation that runs the platform: the first one.
-
-    It is known by its name, not by its id: a clock that was set back gives smaller ids.
-    """
-    first = await platform.database.one_or_none(
-        select(ORGANISATION.c.id).where(ORGANISATION.c.name == FIRST_ORGANISATION)
-    )
-    if first is None:
-        return False
-    relation = relation_of(who, first.id, is_partner=False)
-    return may(who.roles, Action.MANAGE_ORGANISATIONS, relation)
-
-
-async def _require_host(platform: Platform, who: Principal) -> None:
-    if not await _is_host(platform, who):
-        raise Forbidden("only an admin of the organisation that runs the platform may do this")
+    """True for an admin of the organisation that runs the platform."""
+    return await may_for_all(platform, who, Action.MANAGE_ORGANISATIONS)
 
 
 async def _enlist(

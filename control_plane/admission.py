@@ -15,6 +15,7 @@ from sqlalchemy import insert, select
 
 from clients.identity import Principal
 from clients.resources import DryRun, Job
+from control_plane import audit
 from control_plane.authorisation import Action, Relation, may
 from control_plane.collaborations import NAMES
 from control_plane.ids import new_id
@@ -222,6 +223,8 @@ async def _submit(platform: Platform, who: Principal, spec: JobSpec, key: str | 
             )
         fact = Fact(kind="job.submitted", fields={"name": spec.name})
         await record(transaction, platform.hub, await load(transaction, job), now, {}, [fact])
+        detail = {"name": spec.name, "collaboration": admitted.collaboration}
+        await audit.note(transaction, platform.now(), who, "job.submit", job, detail=detail)
         platform.bell.ring_after(transaction)
     return (await get_job(platform, who, job)).value
 

@@ -7,15 +7,18 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from functools import partial
+from http import HTTPStatus
 from typing import Any, Final
 
 import structlog
 from litestar import Litestar
 from litestar.datastructures import State
 
+from clients.identity import Principal
 from control_plane.accounts import bootstrap
 from control_plane.api import (
     accounts,
+    admin,
     capabilities,
     collaborations,
     datasets,
@@ -34,13 +37,16 @@ from control_plane.api.cursors import Cursors
 from control_plane.api.metrics import Metrics
 from control_plane.api.requests import Call
 from control_plane.api.service import Service
-from control_plane.api.tracing import read_trace, trace_id
+from control_plane.api.tracing import read_trace
+from control_plane.audit import note_refusal
 from control_plane.local_identity import LocalIdentity
 from control_plane.platform import MakeIdentity, Rules, local_identity, open_platform
 from control_plane.reconciler import Reconciler
+from control_plane.refusals import DatabaseUnavailable
 from control_plane.server_secret import CURSORS, server_secret
 from control_plane.settings import Settings
 from control_plane.stores import open_store
+from control_plane.tracing import trace_id
 from workflows.engine import WorkflowEngine
 from workflows.kubernetes import in_cluster, read_kubeconfig
 from workflows.local_engine import LocalEngine
@@ -57,6 +63,7 @@ HANDLERS: Final = (
     *accounts.HANDLERS,
     *login.HANDLERS,
     *capabilities.HANDLERS,
+    *admin.HANDLERS,
     *ingest.HANDLERS,
     *health.HANDLERS,
     *documentation.HANDLERS,
@@ -78,6 +85,8 @@ class Application(Litestar):
 
         async def answer(message: Any) -> None:  # noqa: ANN401 - ASGI
             if message["type"] == "http.response.start":
+                if message["status"] == HTTPStatus.FORBIDDEN:
+                    await self._note_refusal(scope)
                 message["headers"] = (*message["headers"], *headers)
                 seconds = time.perf_counter() - began
                 route = scope.get("path_template")
@@ -85,6 +94,17 @@ class Application(Litestar):
             await send(message)
 
         await super().__call__(scope, receive, answer)
+
+    async def _note_refusal(self, scope: Any) -> None:  # noqa: ANN401 - ASGI
+        """Put on record whom the answer tells that they may not, before it does."""
+        who = scope.get("user")
+        if not isinstance(who, Principal):
+            return
+        action = f"{scope['method']} {scope.get('path_template')}"
+        try:
+            await note_refusal(self.state["service"].platform, who, action, scope["path"])
+        except DatabaseUnavailable as error:
+            log.error("audit.failed", user=who.user, action=action, error=str(error))
 
 
 def create_app(

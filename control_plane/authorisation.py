@@ -22,6 +22,8 @@ class Action(enum.StrEnum):
     FOUND = "found"
     MANAGE_USERS = "manage-users"
     MANAGE_ORGANISATIONS = "manage-organisations"
+    READ_AUDIT = "read-audit"
+    READ_PLATFORM = "read-platform"
 
 
 class Relation(enum.StrEnum):
@@ -36,6 +38,8 @@ _EVERYONE: Final = frozenset(Role)
 _WRITERS: Final = frozenset({Role.DEVELOPER, Role.ADMIN})
 _RUNNERS: Final = frozenset({Role.DEVELOPER, Role.OPERATOR, Role.ADMIN})
 _ADMINS: Final = frozenset({Role.ADMIN})
+_AUDITORS: Final = frozenset({Role.ADMIN, Role.AUDITOR})
+_KEEPERS: Final = frozenset({Role.ADMIN, Role.OPERATOR})
 _NOBODY: Final[frozenset[Role]] = frozenset()
 
 ALLOWED: Final[Mapping[Action, tuple[frozenset[Role], frozenset[Role]]]] = {
@@ -49,6 +53,8 @@ ALLOWED: Final[Mapping[Action, tuple[frozenset[Role], frozenset[Role]]]] = {
     Action.FOUND: (_ADMINS, _NOBODY),
     Action.MANAGE_USERS: (_ADMINS, _NOBODY),
     Action.MANAGE_ORGANISATIONS: (_ADMINS, _NOBODY),
+    Action.READ_AUDIT: (_AUDITORS, _NOBODY),
+    Action.READ_PLATFORM: (_KEEPERS, _NOBODY),
 }
 
 

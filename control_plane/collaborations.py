@@ -9,6 +9,7 @@ from sqlalchemy import Row, insert, select
 
 from clients.identity import Principal
 from clients.resources import Collaboration, NewCollaboration, Visibility
+from control_plane import audit
 from control_plane.accounts import find_organisation, naming
 from control_plane.authorisation import Action, Relation, may
 from control_plane.ids import new_id
@@ -65,6 +66,10 @@ async def found_collaboration(
         await transaction.execute(
             insert(MEMBER),
             [{"collaboration": row["id"], "organisation": member} for member in members],
+        )
+        detail = {"name": new.name, "organisations": members}
+        await audit.note(
+            transaction, platform.now(), who, "collaboration.found", row["id"], detail=detail
         )
     return await get_collaboration(platform, who, row["id"])
 

@@ -11,6 +11,7 @@ from sqlalchemy import insert, select
 
 from clients.identity import Principal
 from clients.resources import Dataset
+from control_plane import audit
 from control_plane.authorisation import Action, Relation, may
 from control_plane.objects import require_stored
 from control_plane.pages import Slice, cut
@@ -77,6 +78,10 @@ async def upload_dataset(
                 return known, False
             async with platform.database.writing() as transaction:
                 await transaction.execute(insert(DATASET), row)
+                detail = {"name": row["name"], "size_bytes": size_bytes}
+                await audit.note(
+                    transaction, platform.now(), who, "dataset.upload", digest, detail=detail
+                )
     return Dataset(
         digest=digest,
         name=name,

@@ -12,13 +12,14 @@ from typing import Final
 
 import msgspec
 from sqlalchemy import insert, select, update
-from sqlalchemy.exc import IntegrityError
 
 from clients.identity import NotEntitled, Principal
 from clients.resources import Role, ShortName
+from control_plane import audit
 from control_plane.accounts import found_organisation
 from control_plane.records.database import Database, Transaction
 from control_plane.records.tables import COLLABORATION, ORGANISATION, USER
+from control_plane.refusals import WrittenMeanwhile
 
 LONGEST_NAME: Final = 100
 
@@ -46,7 +47,7 @@ async def enrol(database: Database, now: Callable[[], datetime], user: ExternalU
     """
     try:
         return await _recorded(database, now, user)
-    except IntegrityError:  # another server was just as quick; now its rows are there
+    except WrittenMeanwhile:  # another server was just as quick; now its rows are there
         return await _recorded(database, now, user)
 
 
@@ -63,7 +64,7 @@ async def _recorded(
     if known is not None and known.name in _names(user):
         return _principal(user, known.name, known.organisation)
     async with database.writing() as transaction:
-        organisation = await _organisation(transaction, user.organisation, now)
+        organisation, is_new = await _organisation(transaction, user.organisation, now)
         name = await _free_name(transaction, user, organisation)
         values = {"name": name, "organisation": organisation, "roles": roles}
         changed = await transaction.execute(
@@ -71,15 +72,32 @@ async def _recorded(
         )
         if not changed:
             await transaction.execute(insert(USER), {"id": user.id, "created_at": now(), **values})
+        if is_new:
+            detail = {"name": user.organisation}
+            await audit.note(
+                transaction, now(), None, "organisation.add", organisation, detail=detail
+            )
+        action = "user.change" if changed else "user.enrol"
+        await audit.note(
+            transaction,
+            now(),
+            None,
+            action,
+            user.id,
+            detail={"name": name, "organisation": organisation, "roles": sorted(user.roles)},
+        )
     return _principal(user, name, organisation)
 
 
-async def _organisation(transaction: Transaction, name: str, now: Callable[[], datetime]) -> str:
+async def _organisation(
+    transaction: Transaction, name: str, now: Callable[[], datetime]
+) -> tuple[str, bool]:
+    """Id of the organisation, and whether it was added just now."""
     row = await transaction.one_or_none(
         select(ORGANISATION.c.id).where(ORGANISATION.c.name == name)
     )
     if row is not None:
-        return str(row.id)
+        return str(row.id), False
     try:
         msgspec.convert(name, ShortName)
     except msgspec.ValidationError as error:
@@ -91,7 +109,7 @@ async def _organisation(transaction: Transaction, name: str, now: Callable[[], d
             f"the organisation {name!r} cannot be added, for a collaboration has its name; "
             "ask whoever runs the platform"
         )
-    return (await found_organisation(transaction, name, now())).id
+    return (await found_organisation(transaction, name, now())).id, True
 
 
 def _names(user: ExternalUser) -> tuple[str, str]:

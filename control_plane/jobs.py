@@ -12,6 +12,7 @@ from sqlalchemy import Row, bindparam, delete, func, select
 
 from clients.identity import Principal
 from clients.resources import Artifact, Event, Job, Round
+from control_plane import audit
 from control_plane.authorisation import Action, may, relation_of
 from control_plane.event_hub import CLOSED, Told, encode
 from control_plane.journal import Fact, load, record
@@ -131,6 +132,7 @@ async def change_desired(
                 {"desired": desired, "waits_for": WAITS_FOR_STOP},
                 [Fact(kind="cancel.requested", fields={"by": who.user})],
             )
+            await audit.note(transaction, platform.now(), who, "job.cancel", job)
             platform.bell.ring_after(transaction)
     return await get_job(platform, who, job)
 
@@ -158,7 +160,8 @@ async def delete_job(platform: Platform, who: Principal, job: str) -> None:
         await release(platform, job, row.digest)
     await asyncio.to_thread(shutil.rmtree, logs_of(platform, job), ignore_errors=True)
     async with platform.database.writing() as transaction:
-        await transaction.execute(delete(JOB).where(JOB.c.id == job))
+        if await transaction.execute(delete(JOB).where(JOB.c.id == job)):
+            await audit.note(transaction, platform.now(), who, "job.delete", job)
 
 
 async def list_rounds(

@@ -10,6 +10,7 @@ from sqlalchemy import insert, select
 
 from clients.identity import Principal
 from clients.resources import Program
+from control_plane import audit
 from control_plane.authorisation import Action, Relation, may
 from control_plane.objects import require_stored
 from control_plane.pages import Slice, cut
@@ -70,6 +71,10 @@ async def upload_program(
                 return known, False
             async with platform.database.writing() as transaction:
                 await transaction.execute(insert(PROGRAM), row)
+                detail = {"name": row["name"], "size_bytes": size_bytes}
+                await audit.note(
+                    transaction, platform.now(), who, "program.upload", digest, detail=detail
+                )
     return await get_program(platform, who, digest), True
 
 

@@ -11,6 +11,8 @@ from typing import Any, Final
 
 from clients.resources import (
     Artifact,
+    AuditEntry,
+    AuditVerification,
     CapabilitiesView,
     Collaboration,
     Dataset,
@@ -201,6 +203,18 @@ TOKEN: Final = Token(
     expires_at=None,
     secret="foedus_...",  # noqa: S106 - stands for one
 )
+ENTRY: Final = AuditEntry(
+    number=12,
+    at=AT,
+    actor=EVA,
+    organisation=HOME,
+    action="job.submit",
+    object=JOB,
+    outcome="done",
+    detail={"name": "digits", "collaboration": COLLABORATION},
+    trace_id="4bf92f3577b34da6a3ce929d0e0e4736",
+    digest=digest_of(b"entry"),
+)
 
 BODIES: Final[Mapping[str, Any]] = {
     "JobSpec": SPEC,
@@ -231,6 +245,7 @@ BODIES: Final[Mapping[str, Any]] = {
     "User": USER,
     "NewToken": NewToken(label="laptop"),
     "Token": TOKEN,
+    "AuditVerification": AuditVerification(is_whole=True, rows=12, head=ENTRY.digest),
     "CapabilitiesView": CapabilitiesView(
         runtimes=(
             RuntimeView(
@@ -292,6 +307,7 @@ PAGES: Final[Mapping[str, Page[Any]]] = {
         ORGANISATION,
         USER,
         TOKEN,
+        ENTRY,
     )
 }
 FURTHER: Final[Mapping[str, tuple[Any, ...]]] = {"JobSpec": (SPEC, ANALYSIS)}

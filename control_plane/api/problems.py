@@ -31,7 +31,7 @@ from control_plane.api.cursors import CursorInvalid
 from control_plane.api.decoding import Undecodable
 from control_plane.api.ranges import PreconditionFailed, RangeNotSatisfiable
 from control_plane.api.requests import BodyStalled, BodyTooLarge, Disconnected, TimedOut
-from control_plane.api.tracing import trace_id
+from control_plane.tracing import trace_id
 from sharing.object_store import (
     ObjectCorrupt,
     ObjectMissing,

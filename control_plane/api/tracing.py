@@ -9,14 +9,11 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Iterable
-from contextvars import ContextVar
 from typing import Final
 
 _PARENT: Final = re.compile(rb"[0-9a-f]{2}-(?P<trace>[0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{8,64}")
 _NO_TRACE: Final = b"0" * 32
-
-trace_id: ContextVar[str] = ContextVar("trace_id", default="")
 
 
 def read_trace(headers: Iterable[tuple[bytes, bytes]]) -> str:

@@ -355,6 +355,37 @@ class IdempotencyRow(SQLModel, table=True):
     created_at: datetime = moment()
 
 
+class AuditRow(SQLModel, table=True):
+    """An act of somebody, or one that was refused. The database takes no change of it.
+
+    ``digest`` covers the row and the digest of the one before.
+    """
+
+    __tablename__ = "audit"
+    __table_args__ = (Index("ix_audit_organisation_number", "organisation", "number"),)
+
+    number: int = Field(sa_column=Column(BigInteger(), primary_key=True, autoincrement=False))
+    at: datetime = moment()
+    actor: str
+    organisation: str
+    action: str
+    object: str
+    outcome: str
+    detail: str = document()
+    trace_id: str
+    digest: str
+
+
+class AuditHeadRow(SQLModel, table=True):
+    """Number and digest of the newest row of the audit log; one row, which writers lock."""
+
+    __tablename__ = "audit_head"
+
+    id: int = Field(primary_key=True)
+    number: int = size()
+    digest: str
+
+
 _TABLES: Final = SQLModel.metadata.tables
 ORGANISATION: Final = _TABLES["organisation"]
 USER: Final = _TABLES["user_account"]
@@ -374,3 +405,5 @@ DATASET: Final = _TABLES["dataset"]
 MODEL: Final = _TABLES["model"]
 VARIANT: Final = _TABLES["model_variant"]
 IDEMPOTENCY: Final = _TABLES["idempotency"]
+AUDIT: Final = _TABLES["audit"]
+AUDIT_HEAD: Final = _TABLES["audit_head"]

@@ -15,6 +15,7 @@ from uuid import uuid4
 
 import pytest
 
+from control_plane.audit import FIRST_DIGEST
 from control_plane.records.database import Database
 from control_plane.records.sqlite import open_sqlite
 from control_plane.records.tables import ORGANISATION, SECRET
@@ -49,6 +50,12 @@ def empty(url: str | None) -> None:
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute(
                 f"TRUNCATE {ORGANISATION.name}, {SECRET.name}, collaboration CASCADE"  # type: ignore[call-overload]
+            )
+            connection.execute("ALTER TABLE audit DISABLE TRIGGER audit_append_only")
+            connection.execute("TRUNCATE audit")
+            connection.execute("ALTER TABLE audit ENABLE TRIGGER audit_append_only")
+            connection.execute(
+                f"UPDATE audit_head SET number = 0, digest = '{FIRST_DIGEST}'"  # type: ignore[call-overload]
             )
 
 

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
@@ -255,3 +256,23 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 
     with pytest.raises(DatabaseUnavailable):
         open_sqlite(tmp_path / "foedus.db")
+
+
+def test_records_of_the_first_release_are_there_after_the_upgrade(tmp_path: Path) -> None:
+    path = tmp_path / "foedus.db"
+    engine = create_engine(f"sqlite:///{path}")
+    settings = configuration()
+    with engine.begin() as connection:
+        settings.attributes["connection"] = connection
+        command.upgrade(settings, "0001")
+        connection.execute(
+            text("INSERT INTO organisation (id, name, created_at) VALUES ('a', 'a', '2026-01-02')")
+        )
+    engine.dispose()
+
+    open_sqlite(path).close()
+
+    with sqlite3.connect(path) as upgraded:
+        assert upgraded.execute("SELECT id, name FROM organisation").fetchall() == [("a", "a")]
+        assert upgraded.execute("SELECT number FROM audit_head").fetchall() == [(0,)]
+    upgraded.close()

@@ -1,0 +1,62 @@
+"""``/v1/admin``: for those who run the platform, and for auditors."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+from litestar import Response, get
+from litestar.params import QueryParameter
+
+from clients.resources import AuditEntry, AuditVerification, Page
+from control_plane import audit, refusals
+from control_plane.api.bodies import DEFAULT_LIMIT, page, position
+from control_plane.api.jobs import Cursor, Limit
+from control_plane.api.requests import Call
+from sharing.object_store import is_digest
+
+Since = Annotated[
+    datetime | None, QueryParameter(description="Only what was done then or later, with its zone.")
+]
+KnownNumber = Annotated[
+    int | None, QueryParameter(ge=1, description="Number of an entry that was kept elsewhere.")
+]
+KnownDigest = Annotated[str | None, QueryParameter(description="Digest of that entry.")]
+
+
+@get(
+    "/v1/admin/audit",
+    operation_id="listAudit",
+    tags=["admin"],
+    opt={"problems": (refusals.Forbidden, refusals.Unacceptable)},
+)
+async def list_audit(
+    request: Call, since: Since = None, limit: Limit = DEFAULT_LIMIT, cursor: Cursor = None
+) -> Response[Page[AuditEntry]]:
+    """List who did what, newest first: all of it for the platform's host, else one's own."""
+    if since is not None and since.tzinfo is None:
+        raise refusals.Unacceptable("since", "must have its zone")
+    platform, before = request.service.platform, position(request, cursor)
+    return page(request, await audit.list_audit(platform, request.who, limit, before, since))
+
+
+@get(
+    "/v1/admin/audit/verification",
+    operation_id="verifyAudit",
+    tags=["admin"],
+    opt={
+        "streams": True,  # it takes as long as the log is
+        "problems": (refusals.Forbidden, refusals.NotFound, refusals.Unacceptable),
+    },
+)
+async def verify_audit(
+    request: Call, number: KnownNumber = None, digest: KnownDigest = None
+) -> AuditVerification:
+    """Compute every digest of the audit log anew, and compare one with what was kept elsewhere."""
+    if (number is None) != (digest is None) or (digest is not None and not is_digest(digest)):
+        raise refusals.Unacceptable("digest", "number and digest of an entry belong together")
+    known = (number, digest) if number is not None and digest is not None else None
+    return await audit.verify_audit(request.service.platform, request.who, known)
+
+
+HANDLERS = (list_audit, verify_audit)
