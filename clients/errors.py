@@ -65,6 +65,10 @@ class ServerFailed(ApiError):
     """A bug of the server; the problem's trace id finds it in the server's log."""
 
 
+class QuotaExhausted(Refused):
+    """The organisation has as much as it may; the same request helps only once it has less."""
+
+
 class Unreachable(FoedusError):
     """No answer came in the time allowed. What was asked may have happened all the same."""
 
@@ -164,5 +168,7 @@ _BY_STATUS: Final[Mapping[int, type[ApiError]]] = {
 
 def from_problem(problem: Problem, retry_after_s: float = 0.0) -> ApiError:
     """The error that an answer is."""
+    if problem.type.endswith("/quota-exhausted"):
+        return QuotaExhausted(problem, retry_after_s)
     other = ServerFailed if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR else Refused
     return _BY_STATUS.get(problem.status, other)(problem, retry_after_s)

@@ -341,6 +341,55 @@ class LoginView(Resource, frozen=True):
     client_id: str = ""
 
 
+class Quota(Resource, frozen=True):
+    """What an organisation may have at most; None for no bound.
+
+    Attributes:
+        running: Jobs that run at a time.
+        workers: Worker processes of these together.
+        storage_bytes: Uploads, artifacts and models together, each object counted once.
+        open_jobs: Jobs that have not ended.
+    """
+
+    running: int | None = None
+    workers: int | None = None
+    storage_bytes: int | None = None
+    open_jobs: int | None = None
+
+
+Bound = Annotated[int, Meta(ge=0, le=2**53)] | None | msgspec.UnsetType
+
+
+class QuotaChange(Request, frozen=True):
+    """A change of an organisation's quota.
+
+    What is left out stays as it is; null leaves it to the platform's settings.
+    """
+
+    running: Bound = msgspec.UNSET
+    workers: Bound = msgspec.UNSET
+    storage_bytes: Bound = msgspec.UNSET
+    open_jobs: Bound = msgspec.UNSET
+
+
+class Use(Resource, frozen=True):
+    """What an organisation has, in the terms of its quota."""
+
+    running: int
+    workers: int
+    storage_bytes: int
+    open_jobs: int
+
+
+class OrganisationUse(Resource, frozen=True):
+    """An organisation with what it has and may have."""
+
+    id: str
+    name: str
+    use: Use
+    quota: Quota
+
+
 class AuditEntry(Resource, frozen=True):
     """An act of somebody, or one that was refused.
 

@@ -23,6 +23,7 @@ from control_plane.jobs import get_job
 from control_plane.journal import Fact, load, record
 from control_plane.leases import NOBODY
 from control_plane.platform import Platform
+from control_plane.quotas import require_room
 from control_plane.records.tables import (
     COLLABORATION,
     DATASET,
@@ -34,7 +35,13 @@ from control_plane.records.tables import (
     ORGANISATION,
     PROGRAM,
 )
-from control_plane.refusals import Forbidden, KeyReused, StillInFlight, WrittenMeanwhile
+from control_plane.refusals import (
+    Forbidden,
+    KeyReused,
+    QuotaExhausted,
+    StillInFlight,
+    WrittenMeanwhile,
+)
 from control_plane.views import dataset_of, program_of, text_of, visibility_of
 from control_plane.visibility import sight_of
 from sharing.object_store import is_digest
@@ -87,6 +94,7 @@ async def submit_job(platform: Platform, who: Principal, spec: JobSpec, key: str
     Raises:
         Forbidden: The caller may not submit jobs.
         JobError: The parts of the job do not fit together, or ask for what is not there.
+        QuotaExhausted: The caller's organisation has as many open jobs, or bytes, as it may.
         KeyReused: The key came before with another job.
         StillInFlight: A submission with this key is being worked on.
     """
@@ -98,7 +106,7 @@ async def submit_job(platform: Platform, who: Principal, spec: JobSpec, key: str
             return (await get_job(platform, who, job)).value
         try:
             return await _submit(platform, who, spec, key)
-        except WrittenMeanwhile:
+        except (WrittenMeanwhile, QuotaExhausted):
             # Another replica worked on the same; where that was not the key, nothing is found.
             if (job := await _answered(platform, who, spec, key)) is None:
                 raise
@@ -208,6 +216,7 @@ async def _submit(platform: Platform, who: Principal, spec: JobSpec, key: str | 
         "ended_at": None,
     }
     async with platform.database.writing() as transaction:
+        await require_room(transaction, platform, who.organisation, spec=admitted.spec)
         await transaction.execute(insert(JOB), row)
         await transaction.execute(insert(LEASE), {"job": job, **NOBODY})
         if key is not None:

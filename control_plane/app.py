@@ -15,6 +15,7 @@ from litestar import Litestar
 from litestar.datastructures import State
 
 from clients.identity import Principal
+from clients.resources import Quota
 from control_plane.accounts import bootstrap
 from control_plane.api import (
     accounts,
@@ -242,6 +243,7 @@ def _identity(settings: Settings) -> MakeIdentity:
 
 
 def _rules(settings: Settings) -> Rules:
+    storage_mb = settings.quota_storage_mb
     return Rules(
         max_running=settings.max_running,
         max_attempts=settings.max_attempts,
@@ -253,4 +255,10 @@ def _rules(settings: Settings) -> Rules:
         probe_timeout_s=settings.probe_s,
         max_streams=settings.max_streams,
         max_user_streams=settings.max_user_streams,
+        quota=Quota(
+            running=settings.quota_running,
+            workers=settings.quota_workers,
+            storage_bytes=None if storage_mb is None else storage_mb << 20,
+            open_jobs=settings.quota_open_jobs,
+        ),
     )

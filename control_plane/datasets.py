@@ -16,6 +16,7 @@ from control_plane.authorisation import Action, Relation, may
 from control_plane.objects import require_stored
 from control_plane.pages import Slice, cut
 from control_plane.platform import Platform
+from control_plane.quotas import require_room
 from control_plane.records.tables import DATASET
 from control_plane.refusals import Forbidden, NotFound
 from control_plane.uploads import (
@@ -47,6 +48,7 @@ async def upload_dataset(
         Forbidden: The caller may not upload.
         ObjectTooLarge: It is larger than a data set may be.
         ProbeFailed: It cannot be read; the cause names the place.
+        QuotaExhausted: The organisation has as many bytes as it may.
         StoreError: It was not stored.
     """
     if not may(who.roles, Action.UPLOAD, Relation.OWNER):
@@ -77,6 +79,7 @@ async def upload_dataset(
             if (known := await _find(platform, who, digest, label)) is not None:
                 return known, False
             async with platform.database.writing() as transaction:
+                await require_room(transaction, platform, who.organisation, size_bytes=size_bytes)
                 await transaction.execute(insert(DATASET), row)
                 detail = {"name": row["name"], "size_bytes": size_bytes}
                 await audit.note(

@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 
 from clients.identity import IdentityProvider
+from clients.resources import Quota
 from control_plane.bell import Bell
 from control_plane.capabilities import read_capabilities
 from control_plane.custody import Custody
@@ -29,6 +30,8 @@ from workflows.environment import environment_digest
 
 SCRATCH: Final = "scratch"
 """Folder of what is being uploaded just now."""
+
+NO_QUOTA: Final = Quota()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +51,7 @@ class Rules:
         probe_timeout_s: Longest that trying out an upload may take in all.
         max_streams: Event streams that are open at a time.
         max_user_streams: Of them, those of one user.
+        quota: What an organisation may have that has no quota of its own.
     """
 
     max_running: int = 2
@@ -62,6 +66,7 @@ class Rules:
     probe_timeout_s: float = 120.0
     max_streams: int = 2000
     max_user_streams: int = 200
+    quota: Quota = NO_QUOTA
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from control_plane.authorisation import Action, Relation, may
 from control_plane.objects import require_stored
 from control_plane.pages import Slice, cut
 from control_plane.platform import Platform
+from control_plane.quotas import require_room
 from control_plane.records.tables import PROGRAM
 from control_plane.refusals import Forbidden, NotFound
 from control_plane.uploads import (
@@ -43,6 +44,7 @@ async def upload_program(
         ObjectTooLarge: It is larger than a bundle may be.
         BundleError: It is no bundle, or not a safe one.
         ProbeFailed: Its code does not run.
+        QuotaExhausted: The organisation has as many bytes as it may.
         StoreError: It was not stored.
     """
     if not may(who.roles, Action.UPLOAD, Relation.OWNER):
@@ -70,6 +72,7 @@ async def upload_program(
             if (known := await _find(platform, who, digest)) is not None:
                 return known, False
             async with platform.database.writing() as transaction:
+                await require_room(transaction, platform, who.organisation, size_bytes=size_bytes)
                 await transaction.execute(insert(PROGRAM), row)
                 detail = {"name": row["name"], "size_bytes": size_bytes}
                 await audit.note(

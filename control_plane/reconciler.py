@@ -17,15 +17,17 @@ from typing import Any, Final
 
 import msgspec
 import structlog
-from sqlalchemy import Row, bindparam, delete, func, insert, select, update
+from sqlalchemy import Row, bindparam, delete, insert, select, update
 
 from control_plane import leases
 from control_plane.decisions import Action, Sighting, Standing, decide, sight
+from control_plane.fairness import Place
 from control_plane.finalisation import Results, Unverified, verify
 from control_plane.ids import hash_of_token, new_id, new_token
 from control_plane.journal import Fact, load, record, transition
 from control_plane.objects import keep, release, require_stored
 from control_plane.platform import Platform, Rules
+from control_plane.quotas import line_of, may_start
 from control_plane.records.database import Transaction
 from control_plane.records.tables import (
     ARTIFACT,
@@ -35,6 +37,7 @@ from control_plane.records.tables import (
     JOB,
     LEASE,
     MODEL,
+    ORGANISATION,
     ROUND,
     VARIANT,
 )
@@ -67,17 +70,6 @@ CHECKPOINTS_KEPT: Final = 2
 
 _log = structlog.get_logger()
 _JOB: Final = select(JOB).where(JOB.c.id == bindparam("job"))
-
-
-def _takes_slot(phase: Phase) -> bool:
-    return phase is not Phase.PENDING and not phase.is_final
-
-
-_NUM_RUNNING: Final = (
-    select(func.count().label("jobs"))
-    .select_from(JOB)
-    .where(JOB.c.phase.in_([phase for phase in Phase if _takes_slot(phase)]))
-)
 _ATTEMPT: Final = select(ATTEMPT).where(
     ATTEMPT.c.job == bindparam("job"), ATTEMPT.c.number == bindparam("number")
 )
@@ -175,17 +167,13 @@ class Reconciler:
         """Move every run that is ours on as far as it goes now; False if none is open at all."""
         rows = await self._platform.database.rows(self._open)
         fences = await self._hold(rows)
-        taken = sum(1 for row in rows if _takes_slot(Phase(row.phase)))
-        num_queued = 0
+        waiting = {
+            place.job: place for place in await line_of(self._platform, rows) if not place.starts
+        }
         async with asyncio.TaskGroup() as tasks:
             for row in rows:
-                place = None
-                if row.phase == Phase.PENDING and row.desired == Desired.RUN:
-                    if taken < self._platform.rules.max_running:
-                        taken += 1
-                    else:
-                        place, num_queued = num_queued, num_queued + 1
-                if row.id in fences and (place is None or row.waits_for != waiting_at(place)):
+                place = waiting.get(row.id)
+                if row.id in fences and (place is None or row.waits_for != place.waits_for):
                     work = self._move_on(row.id, fences[row.id], place)
                     tasks.create_task(self._guarded(row.id, work))
         return bool(rows)
@@ -223,8 +211,8 @@ class Reconciler:
             log = _log.exception if is_bug else _log.warning
             log("run.stalled", run=job, error=trouble)
 
-    async def _move_on(self, job: str, fence: int, place: int | None) -> None:
-        """Move one run on; ``place`` is the one it has among those that wait for a slot."""
+    async def _move_on(self, job: str, fence: int, place: Place | None) -> None:
+        """Move one run on; ``place`` is the one it has if it waits for a slot."""
         for _ in range(MAX_ACTS):
             view = await self._view(job, fence)
             action = decide(self._standing(view, has_slot=place is None))
@@ -288,11 +276,10 @@ class Reconciler:
                 await self._settle(view)
 
     async def _admit(self, view: _View) -> None:
-        """Give the run a slot, if no other replica gave the last one away."""
+        """Give the run a slot, if no other replica gave the last one or the quota's room away."""
         phase, waits_for = Phase.ADMITTED, "the attempt to start"
         async with self._changing(view, alone="slots") as (transaction, row):
-            [running] = await transaction.rows(_NUM_RUNNING)
-            if running.jobs >= self._platform.rules.max_running:
+            if not await may_start(transaction, self._platform, row):
                 raise _Changed(row.id)
             await record(
                 transaction,
@@ -301,6 +288,11 @@ class Reconciler:
                 self._platform.now(),
                 {"phase": phase, "waits_for": waits_for},
                 [transition(Phase(row.phase), phase, waits_for)],
+            )
+            await transaction.execute(
+                update(ORGANISATION)
+                .where(ORGANISATION.c.id == row.organisation)
+                .values(served_at=self._platform.now())
             )
 
     async def _begin(self, view: _View) -> None:
@@ -499,8 +491,8 @@ class Reconciler:
             await transaction.execute(update(JOB).where(JOB.c.id == job.id).values(settled=True))
             await transaction.execute(delete(LEASE).where(LEASE.c.job == job.id))
 
-    async def _tell_place(self, view: _View, place: int) -> None:
-        changes = {"waits_for": waiting_at(place)}
+    async def _tell_place(self, view: _View, place: Place) -> None:
+        changes = {"waits_for": place.waits_for}
         async with self._changing(view) as (transaction, row):
             await record(transaction, self._platform.hub, row, self._platform.now(), changes)
 
@@ -614,13 +606,6 @@ class Reconciler:
             )
             .values(ended_at=now, cause=None if cause is None else text_of(cause))
         )
-
-
-def waiting_at(place: int) -> str:
-    """What a run waits for that has no slot, and ``place`` others before it."""
-    if place == 0:
-        return "a free slot: it is next"
-    return f"a free slot: {place} {'job is' if place == 1 else 'jobs are'} ahead"
 
 
 def _is_due(view: _View, rules: Rules, now: datetime) -> bool:

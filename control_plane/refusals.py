@@ -53,6 +53,15 @@ class KeyReused(ControlPlaneError):
     """The idempotency key was used before, with another body."""
 
 
+class QuotaExhausted(ControlPlaneError):
+    """The caller's organisation has as much as it may; asking again does not help by itself."""
+
+    def __init__(
+        self, what: str, used: int, most: int, whose: str = "your organisation has"
+    ) -> None:
+        super().__init__(f"{whose} {used:,} {what}, of {most:,} that its quota allows")
+
+
 class Unacceptable(ControlPlaneError):
     """The request is well-formed, and names something that cannot be.
 

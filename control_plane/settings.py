@@ -170,6 +170,22 @@ class Settings(BaseSettings):
     max_attempts: int = Field(default=5, ge=1)
     """Attempts lost in a row, without a new round, after which a job fails."""
 
+    quota_running: int | None = Field(default=None, ge=0)
+    """Jobs of one organisation that run at a time, unless it has a quota of its own; by default as
+    many as run at all. Others of it wait in line, and say so."""
+
+    quota_workers: int | None = Field(default=None, ge=0)
+    """Worker processes of one organisation's running jobs together, unless it has a quota of its
+    own; a job that leaves their number open counts for 4. No bound by default."""
+
+    quota_storage_mb: int | None = Field(default=None, ge=0)
+    """What one organisation's uploads, artifacts and models may take together, in MiB, unless it
+    has a quota of its own; then uploads and jobs answer 429. No bound by default."""
+
+    quota_open_jobs: int | None = Field(default=1000, ge=0)
+    """Jobs of one organisation that have not ended, unless it has a quota of its own; one more
+    answers 429."""
+
     reconcile_s: float = Field(default=0.2, gt=0)
     """Seconds between looks at open jobs; longer finds ended and lost attempts later."""
 

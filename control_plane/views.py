@@ -40,7 +40,7 @@ def text_of(value: Any) -> str:  # noqa: ANN401 - any msgspec value
     return msgspec.json.encode(value).decode()
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=2048)
 def spec_of(text: str) -> JobSpec:
     """The job that is stored as ``text``; it is frozen, so readers may share it."""
     return _SPEC.decode(text)

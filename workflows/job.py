@@ -983,9 +983,6 @@ def _require_resources(spec: JobSpec, capabilities: Capabilities) -> None:
                     else "the engine here reserves nothing",
                     f"leave it out ({getattr(usual, field):g}); limits bound what is used",
                 )
-    if spec.resources.priority != "normal" and not engine.priorities:
-        problem = "the engine here knows no priorities yet"
-        raise Unsupported(("resources.priority",), problem, "use normal")
 
 
 Rule = Callable[[JobSpec, Capabilities], None]

@@ -5,11 +5,17 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated
 
-from litestar import Response, get
-from litestar.params import QueryParameter
+from litestar import Response, get, patch
+from litestar.params import FromPath, JSONBody, QueryParameter
 
-from clients.resources import AuditEntry, AuditVerification, Page
-from control_plane import audit, refusals
+from clients.resources import (
+    AuditEntry,
+    AuditVerification,
+    OrganisationUse,
+    Page,
+    QuotaChange,
+)
+from control_plane import audit, quotas, refusals
 from control_plane.api.bodies import DEFAULT_LIMIT, page, position
 from control_plane.api.jobs import Cursor, Limit
 from control_plane.api.requests import Call
@@ -59,4 +65,23 @@ async def verify_audit(
     return await audit.verify_audit(request.service.platform, request.who, known)
 
 
-HANDLERS = (list_audit, verify_audit)
+@get("/v1/quota", operation_id="readQuota", tags=["accounts"])
+async def read_quota(request: Call) -> OrganisationUse:
+    """Say what the caller's organisation may have, and has."""
+    return await quotas.own_use(request.service.platform, request.who)
+
+
+@patch(
+    "/v1/admin/quotas/{organisation:str}",
+    operation_id="changeQuota",
+    tags=["admin"],
+    opt={"problems": (refusals.Forbidden,)},
+)
+async def change_quota(
+    request: Call, organisation: FromPath[str], data: JSONBody[QuotaChange]
+) -> OrganisationUse:
+    """Set what an organisation may have: a number, or null for the platform's settings."""
+    return await quotas.change_quota(request.service.platform, request.who, organisation, data)
+
+
+HANDLERS = (list_audit, verify_audit, read_quota, change_quota)

@@ -23,7 +23,12 @@ from sharing.object_store import ObjectTooLarge
     opt={
         "streams": True,
         "upload": ("application/octet-stream", "text/csv"),
-        "problems": (refusals.Forbidden, BodyTooLarge, refusals.ProbeFailed),
+        "problems": (
+            refusals.Forbidden,
+            refusals.QuotaExhausted,
+            BodyTooLarge,
+            refusals.ProbeFailed,
+        ),
         "also": {200: (Dataset, "The same data set is known already.")},
     },
 )

@@ -27,12 +27,16 @@ from clients.resources import (
     NewToken,
     NewUser,
     Organisation,
+    OrganisationUse,
     Page,
     Program,
+    Quota,
+    QuotaChange,
     Role,
     Round,
     RuntimeView,
     Token,
+    Use,
     User,
     Variant,
 )
@@ -245,6 +249,13 @@ BODIES: Final[Mapping[str, Any]] = {
     "User": USER,
     "NewToken": NewToken(label="laptop"),
     "Token": TOKEN,
+    "QuotaChange": QuotaChange(running=4, workers=None),
+    "OrganisationUse": OrganisationUse(
+        id=HOME,
+        name="home",
+        use=Use(running=2, workers=8, storage_bytes=304_512, open_jobs=5),
+        quota=Quota(running=4, open_jobs=1_000),
+    ),
     "AuditVerification": AuditVerification(is_whole=True, rows=12, head=ENTRY.digest),
     "CapabilitiesView": CapabilitiesView(
         runtimes=(

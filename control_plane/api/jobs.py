@@ -52,7 +52,13 @@ IdempotencyKey = Annotated[
     tags=["jobs"],
     status_code=202,
     opt={
-        "problems": (Inconsistent, Unsupported, refusals.KeyReused, refusals.StillInFlight),
+        "problems": (
+            Inconsistent,
+            Unsupported,
+            refusals.KeyReused,
+            refusals.StillInFlight,
+            refusals.QuotaExhausted,
+        ),
         "also": {200: (DryRun, "What the job would be, with `dryRun=true`; nothing is recorded.")},
     },
 )

@@ -149,6 +149,12 @@ PROBLEMS: Final[Mapping[type[Exception], Face]] = {
     RangeNotSatisfiable: Face(
         416, "range-not-satisfiable", "The range lies past the end", "See Content-Range."
     ),
+    _R.QuotaExhausted: Face(
+        429,
+        "quota-exhausted",
+        "The quota of your organisation is used up",
+        "Wait until jobs end, delete what is not needed, or ask the platform's administrator.",
+    ),
     # What was read well and cannot be.
     _R.ControlPlaneError: Face(422, "refused", "That cannot be done"),
     _R.Unacceptable: Face(422, "unacceptable", "A field names what cannot be"),

@@ -31,6 +31,7 @@ from workflows.program import (
         "upload": ("application/x-tar", "application/gzip", "application/zip"),
         "problems": (
             refusals.Forbidden,
+            refusals.QuotaExhausted,
             ArchiveUnreadable,
             BundleTooLarge,
             ManifestInvalid,

@@ -65,13 +65,17 @@ def size() -> Any:  # noqa: ANN401
 
 
 class OrganisationRow(SQLModel, table=True):
-    """A legal person. The first one runs the platform."""
+    """A legal person. The first one runs the platform.
+
+    ``served_at`` is when it was last given a slot for a job.
+    """
 
     __tablename__ = "organisation"
 
     id: str = Field(primary_key=True)
     name: str = Field(unique=True)
     created_at: datetime = moment()
+    served_at: datetime | None = moment(nullable=True)
 
 
 class UserRow(SQLModel, table=True):
@@ -355,6 +359,18 @@ class IdempotencyRow(SQLModel, table=True):
     created_at: datetime = moment()
 
 
+class QuotaRow(SQLModel, table=True):
+    """What an organisation may have; null leaves it to the platform's settings."""
+
+    __tablename__ = "quota"
+
+    organisation: str = Field(sa_column=Column(ForeignKey("organisation.id"), primary_key=True))
+    running: int | None
+    workers: int | None
+    storage_bytes: int | None = Field(sa_column=Column(BigInteger(), nullable=True))
+    open_jobs: int | None
+
+
 class AuditRow(SQLModel, table=True):
     """An act of somebody, or one that was refused. The database takes no change of it.
 
@@ -405,5 +421,6 @@ DATASET: Final = _TABLES["dataset"]
 MODEL: Final = _TABLES["model"]
 VARIANT: Final = _TABLES["model_variant"]
 IDEMPOTENCY: Final = _TABLES["idempotency"]
+QUOTA: Final = _TABLES["quota"]
 AUDIT: Final = _TABLES["audit"]
 AUDIT_HEAD: Final = _TABLES["audit_head"]

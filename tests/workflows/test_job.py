@@ -537,12 +537,6 @@ REFUSED: dict[str, tuple[dict[str, Any], type[JobError], tuple[str, ...], str]] 
         ("resources.site.memory_mb",),
         "limits",
     ),
-    "a priority": (
-        {"resources": {"priority": "high"}},
-        Unsupported,
-        ("resources.priority",),
-        "use normal",
-    ),
     "an integer that JSON cannot carry": (
         {"program": {"config": {"sizes": [1, 2**53]}}},
         Inconsistent,
