@@ -390,6 +390,55 @@ class OrganisationUse(Resource, frozen=True):
     quota: Quota
 
 
+class QueuedJob(Resource, frozen=True):
+    """A job that waits for a slot.
+
+    Attributes:
+        waits_for: For people; whoever submitted it is told the same.
+    """
+
+    job: str
+    organisation: str
+    submitted_at: datetime
+    waits_for: str
+
+
+class OpenAttempt(Resource, frozen=True):
+    """A try at a run that has not ended.
+
+    Attributes:
+        replica: Which process of the platform moves the run on; empty while none does.
+    """
+
+    job: str
+    number: int
+    organisation: str
+    phase: Phase
+    started_at: datetime
+    replica: str
+
+
+class PlatformStatus(Resource, frozen=True):
+    """The whole platform at a glance, for those who run it.
+
+    Attributes:
+        jobs: How many are on record, by phase.
+        slots: Jobs that run at a time.
+        queue: In the order in which they will start.
+        clearing: Closed jobs of which something is left with the engine.
+        stalled: What the process that answers cannot do just now, by job.
+    """
+
+    at: datetime
+    jobs: Mapping[str, int]
+    slots: int
+    queue: tuple[QueuedJob, ...]
+    attempts: tuple[OpenAttempt, ...]
+    clearing: tuple[str, ...]
+    stalled: Mapping[str, str]
+    organisations: tuple[OrganisationUse, ...]
+
+
 class AuditEntry(Resource, frozen=True):
     """An act of somebody, or one that was refused.
 

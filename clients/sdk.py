@@ -16,6 +16,7 @@ from __future__ import annotations
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self, TypeVar
@@ -36,6 +37,8 @@ from clients.event_stream import follow
 from clients.job_files import DatasetFormat, format_of, read_job_file
 from clients.resources import (
     Artifact,
+    AuditEntry,
+    AuditVerification,
     CapabilitiesView,
     Dataset,
     DryRun,
@@ -44,8 +47,11 @@ from clients.resources import (
     JobPatch,
     Model,
     NewToken,
+    OrganisationUse,
     Page,
+    PlatformStatus,
     Program,
+    QuotaChange,
     Round,
     Token,
     User,
@@ -95,6 +101,7 @@ class Foedus:
         self.datasets = Datasets(self._transport)
         self.models = Models(self._transport)
         self.tokens = Tokens(self._transport)
+        self.admin = Admin(self._transport)
 
     def __enter__(self) -> Self:
         return self
@@ -177,6 +184,10 @@ class Foedus:
     def capabilities(self) -> CapabilitiesView:
         """What the platform can do."""
         return _get(self._transport, "/v1/capabilities", CapabilitiesView)
+
+    def quota(self) -> OrganisationUse:
+        """What this user's organisation has and may have."""
+        return _get(self._transport, "/v1/quota", OrganisationUse)
 
     def whoami(self) -> User:
         """The user behind the token."""
@@ -477,6 +488,39 @@ class Tokens:
             NotFound: There is none of this id, or it is not for this user to end.
         """
         self._transport.send(Call(method="DELETE", path=f"/v1/tokens/{_part(token_id)}"))
+
+
+class Admin:
+    """For those who run the platform, and for auditors."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def status(self) -> PlatformStatus:
+        """The whole platform at a glance."""
+        return _get(self._transport, "/v1/admin/status", PlatformStatus)
+
+    def change_quota(self, organisation: str, change: QuotaChange) -> OrganisationUse:
+        """Set what an organisation, by id or by name, may have."""
+        path, body = f"/v1/admin/quotas/{_part(organisation)}", msgspec.json.encode(change)
+        call = Call(method="PATCH", path=path, headers=JSON, body=body)
+        return self._transport.fetch(call, OrganisationUse)
+
+    def audit(self, since: datetime | None = None) -> Iterator[AuditEntry]:
+        """Who did what, newest first; all of it for the platform's host, else one's own."""
+        params = {} if since is None else {"since": since.isoformat()}
+        return _pages(self._transport, "/v1/admin/audit", Page[AuditEntry], params)
+
+    def verify_audit(self, known: tuple[int, str] | None = None) -> AuditVerification:
+        """Have every digest of the audit log computed anew.
+
+        Args:
+            known: Number and digest of an entry, as they were kept elsewhere.
+        """
+        params = {} if known is None else {"number": str(known[0]), "digest": known[1]}
+        path = "/v1/admin/audit/verification"
+        call = Call(method="GET", path=path, params=params, answer_s=PROBE_S)
+        return self._transport.fetch(call, AuditVerification)
 
 
 def _part(text: str) -> str:

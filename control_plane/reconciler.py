@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -111,6 +112,8 @@ class Reconciler:
     Attributes:
         last_pass: ``time.monotonic()`` at the end of the last look; 0 before the first.
         last_pass_s: Seconds that it took.
+        troubles: What this replica cannot do just now, by run.
+        losses: Attempts that this replica found lost since its start, by cause.
     """
 
     def __init__(self, platform: Platform, engine: WorkflowEngine, url: Callable[[], str]) -> None:
@@ -125,7 +128,8 @@ class Reconciler:
         self._engine = engine
         self._url = url
         self._open = leases.open_runs(platform.database)
-        self._troubles: dict[str, str] = {}
+        self.troubles: dict[str, str] = {}
+        self.losses: Counter[str] = Counter()
         self.last_pass = 0.0
         self.last_pass_s = 0.0
 
@@ -167,6 +171,7 @@ class Reconciler:
         """Move every run that is ours on as far as it goes now; False if none is open at all."""
         rows = await self._platform.database.rows(self._open)
         fences = await self._hold(rows)
+        self.troubles = {job: said for job, said in self.troubles.items() if job in fences}
         waiting = {
             place.job: place for place in await line_of(self._platform, rows) if not place.starts
         }
@@ -196,18 +201,18 @@ class Reconciler:
         except (_Changed, leases.LeaseLost):
             self._platform.bell.ring()
         except NotFound:
-            self._troubles.pop(job, None)
+            self.troubles.pop(job, None)
         except (EngineError, StoreError, DatabaseUnavailable) as error:
             self._note(job, f"{type(error).__name__}: {error}", is_bug=False)
         except Exception as error:  # noqa: BLE001 - a bug met by one run must not stop the others
             self._note(job, f"{type(error).__name__}: {error}", is_bug=True)
         else:
-            self._troubles.pop(job, None)
+            self.troubles.pop(job, None)
 
     def _note(self, job: str, trouble: str, *, is_bug: bool) -> None:
         """Log what is wrong with a run, once for as long as it is the same."""
-        if self._troubles.get(job) != trouble:
-            self._troubles[job] = trouble
+        if self.troubles.get(job) != trouble:
+            self.troubles[job] = trouble
             log = _log.exception if is_bug else _log.warning
             log("run.stalled", run=job, error=trouble)
 
@@ -366,6 +371,7 @@ class Reconciler:
         waits_for = f"{soon}: {cause.detail or cause.explanation.hint}"
         async with self._changing(view) as (transaction, row):
             await self._end_attempt(transaction, row, now, cause)
+            transaction.after_commit(lambda: self.losses.update((str(cause.code),)))
             facts = [Fact(kind="attempt.lost", fields={"attempt": job.attempt, "cause": cause})]
             if row.phase != Phase.PROVISIONING:
                 facts.append(transition(Phase(row.phase), Phase.PROVISIONING, waits_for))

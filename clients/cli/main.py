@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from clients.cli import accounts, jobs, keycloak, models, platform, programs
+from clients.cli import accounts, admin, jobs, models, platform, programs
 from clients.cli.refusals import explain
 
 app = typer.Typer(
@@ -39,9 +39,7 @@ app.add_typer(programs.programs, name="program")
 app.add_typer(programs.datasets, name="dataset")
 app.command()(platform.capabilities)
 app.add_typer(accounts.app, name="token")
-admin = typer.Typer(no_args_is_help=True, help="For whoever runs the platform.")
-admin.add_typer(keycloak.app, name="keycloak")
-app.add_typer(admin, name="admin")
+app.add_typer(admin.app, name="admin")
 
 
 def _say_version(asked: bool) -> None:

@@ -13,9 +13,10 @@ from clients.resources import (
     AuditVerification,
     OrganisationUse,
     Page,
+    PlatformStatus,
     QuotaChange,
 )
-from control_plane import audit, quotas, refusals
+from control_plane import administration, audit, quotas, refusals
 from control_plane.api.bodies import DEFAULT_LIMIT, page, position
 from control_plane.api.jobs import Cursor, Limit
 from control_plane.api.requests import Call
@@ -28,6 +29,20 @@ KnownNumber = Annotated[
     int | None, QueryParameter(ge=1, description="Number of an entry that was kept elsewhere.")
 ]
 KnownDigest = Annotated[str | None, QueryParameter(description="Digest of that entry.")]
+
+
+@get(
+    "/v1/admin/status",
+    operation_id="readStatus",
+    tags=["admin"],
+    opt={"problems": (refusals.Forbidden,)},
+)
+async def read_status(request: Call) -> PlatformStatus:
+    """Show what runs, what waits and why, and who has how much."""
+    service = request.service
+    return await administration.read_status(
+        service.platform, request.who, service.reconciler.troubles
+    )
 
 
 @get(
@@ -84,4 +99,4 @@ async def change_quota(
     return await quotas.change_quota(request.service.platform, request.who, organisation, data)
 
 
-HANDLERS = (list_audit, verify_audit, read_quota, change_quota)
+HANDLERS = (read_status, list_audit, verify_audit, read_quota, change_quota)

@@ -26,10 +26,13 @@ from clients.resources import (
     NewOrganisation,
     NewToken,
     NewUser,
+    OpenAttempt,
     Organisation,
     OrganisationUse,
     Page,
+    PlatformStatus,
     Program,
+    QueuedJob,
     Quota,
     QuotaChange,
     Role,
@@ -207,6 +210,12 @@ TOKEN: Final = Token(
     expires_at=None,
     secret="foedus_...",  # noqa: S106 - stands for one
 )
+USE: Final = OrganisationUse(
+    id=HOME,
+    name="home",
+    use=Use(running=1, workers=4, storage_bytes=304_512, open_jobs=2),
+    quota=Quota(running=1, open_jobs=1_000),
+)
 ENTRY: Final = AuditEntry(
     number=12,
     at=AT,
@@ -250,11 +259,32 @@ BODIES: Final[Mapping[str, Any]] = {
     "NewToken": NewToken(label="laptop"),
     "Token": TOKEN,
     "QuotaChange": QuotaChange(running=4, workers=None),
-    "OrganisationUse": OrganisationUse(
-        id=HOME,
-        name="home",
-        use=Use(running=2, workers=8, storage_bytes=304_512, open_jobs=5),
-        quota=Quota(running=4, open_jobs=1_000),
+    "OrganisationUse": USE,
+    "PlatformStatus": PlatformStatus(
+        at=AT,
+        jobs={"running": 1, "pending": 1, "succeeded": 40},
+        slots=1,
+        queue=(
+            QueuedJob(
+                job="job-01kan7m1v3q9",
+                organisation=HOME,
+                submitted_at=AT,
+                waits_for="place 1; your organisation runs 1 of 1 jobs",
+            ),
+        ),
+        attempts=(
+            OpenAttempt(
+                job=JOB,
+                number=1,
+                organisation=HOME,
+                phase=Phase.RUNNING,
+                started_at=AT,
+                replica="replica_01kan7m1v3q9",
+            ),
+        ),
+        clearing=(),
+        stalled={},
+        organisations=(USE,),
     ),
     "AuditVerification": AuditVerification(is_whole=True, rows=12, head=ENTRY.digest),
     "CapabilitiesView": CapabilitiesView(

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.control_plane.api.conftest import Server
+from tests.control_plane.api.conftest import JOB, Server
 
 
 def test_a_refusal_is_in_the_audit_log_before_it_is_told(server: Server) -> None:
@@ -49,3 +49,46 @@ def test_what_is_known_of_an_entry_must_be_known_whole(server: Server) -> None:
     assert verify(known).json()["is_whole"]
     other = verify(f"number={newest['number']}&digest=sha256:{'0' * 64}").json()
     assert not other["is_whole"]
+
+
+def test_the_status_tells_what_runs_waits_and_is_used(server: Server) -> None:
+    job = server.submit()
+    server.attempt(job)
+    server.call("PATCH", "/v1/admin/quotas/home", json={"running": 0})
+    waiting = server.submit(resources={"priority": "high"})
+    server.until(lambda: "may run no" in server.get(f"/v1/jobs/{waiting}").json()["waits_for"])
+
+    status = server.get("/v1/admin/status").json()
+
+    assert (job, 1) in [(one["job"], one["number"]) for one in status["attempts"]]
+    assert waiting in [one["job"] for one in status["queue"]]
+    home = next(one for one in status["organisations"] if one["name"] == "home")
+    assert home["use"]["running"] >= 1
+    assert home["quota"]["running"] == 0
+    assert server.get("/v1/quota").json() == home
+    server.call("PATCH", "/v1/admin/quotas/home", json={"running": None})
+    server.cancel(job)
+    server.cancel(waiting)
+
+
+def test_the_platform_is_shown_to_those_who_run_it_alone(server: Server, stranger: str) -> None:
+    for method, path, body in (
+        ("GET", "/v1/admin/status", {}),
+        ("GET", "/v1/admin/audit/verification", {}),
+        ("PATCH", "/v1/admin/quotas/home", {"json": {"running": 1}}),
+    ):
+        assert server.call(method, path, token=stranger, **body).status_code == 403
+
+
+def test_a_job_too_many_is_a_problem_that_names_quota_and_use(server: Server) -> None:
+    token = server.newcomer("full", "developer")
+    server.call("PATCH", "/v1/admin/quotas/full", json={"open_jobs": 0})
+
+    answer = server.call("POST", "/v1/jobs", token=token, json=JOB)
+
+    assert answer.status_code == 429
+    assert answer.json()["type"].endswith("/quota-exhausted")
+    assert answer.json()["detail"] == (
+        "your organisation has 0 open jobs, of 0 that its quota allows"
+    )
+    assert not answer.json()["retryable"]
