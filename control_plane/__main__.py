@@ -1,4 +1,6 @@
-"""``python -m control_plane``: one server on one folder; ``migrate`` only updates its tables.
+"""``python -m control_plane``: one server on one folder, or a backup of it.
+
+``migrate`` only updates its tables; ``backup`` and ``restore`` say by ``--help`` what they do.
 
 Exit codes: 0 stopped by SIGTERM or SIGINT; 1 could not start; 2 a setting is wrong; 3 another
 server uses the folder; 4 the address is taken. Standard output tells where it listens and, at the
@@ -15,7 +17,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, Final
 
 import structlog
@@ -81,11 +83,8 @@ def migrate() -> int:
 
 
 def _with_folder(act: Callable[[Settings], int]) -> int:
-    try:
-        settings = Settings()
-    except ValidationError as error:
-        for problem in error.errors():
-            _complain(_place_of(problem["loc"]) + problem["msg"].removeprefix("Value error, "))
+    settings = _settings()
+    if settings is None:
         return EXIT_SETTINGS
     try:
         with claimed(settings.data):
@@ -99,6 +98,23 @@ def _with_folder(act: Callable[[Settings], int]) -> int:
     except OSError as error:
         _complain(f"FOEDUS_DATA: {settings.data} cannot be used: {error.strerror}")
         return EXIT_STARTUP
+
+
+def _back_up_or_restore(argv: Sequence[str]) -> int:
+    from control_plane.backups import run
+
+    settings = _settings()
+    return EXIT_SETTINGS if settings is None else run(settings, argv)
+
+
+def _settings() -> Settings | None:
+    """What the environment says; None after complaining of what is wrong."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        for problem in error.errors():
+            _complain(_place_of(problem["loc"]) + problem["msg"].removeprefix("Value error, "))
+    return None
 
 
 def _place_of(location: tuple[int | str, ...]) -> str:
@@ -238,6 +254,8 @@ if __name__ == "__main__":
             sys.exit(main())
         case ["migrate"]:
             sys.exit(migrate())
+        case ["backup" | "restore", *_] as argv:
+            sys.exit(_back_up_or_restore(argv))
         case _:
-            _complain("usage: python -m control_plane [migrate]")
+            _complain("usage: python -m control_plane [migrate | backup TO | restore FROM]")
             sys.exit(EXIT_SETTINGS)

@@ -53,6 +53,7 @@ class DirectoryStore:
         """
         self._objects = root / "objects"
         self._partials = root / "partial"
+        self._lock = root / "objects.lock"
         self._is_laid_out = False
         self._laying_out = threading.Lock()
         self._verified: OrderedDict[Digest, Fingerprint] = OrderedDict()
@@ -105,6 +106,28 @@ class DirectoryStore:
     async def delete(self, digest: Digest) -> None:
         with contextlib.suppress(ObjectMissing):
             await to_thread.run_sync(self._remove, digest)
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Let no process delete objects meanwhile; they wait. Blocks until those at it are done.
+
+        Raises:
+            StoreUnavailable: The disk is gone.
+        """
+        with _translated(), self._locked(fcntl.LOCK_EX):
+            yield
+
+    def share(self, digest: Digest, other: DirectoryStore) -> None:
+        """Give a store on the same file system the object, in no time and without a copy; blocks.
+
+        Raises:
+            ObjectMissing: There is none.
+            StoreUnavailable: The file systems are not the same, or have no hard links.
+        """
+        with _translated():
+            other._lay_out()
+            with self._present(digest) as path, contextlib.suppress(FileExistsError):
+                other._path(digest).hardlink_to(path)
 
     async def _whole(self, file: FileIO, digest: Digest) -> AsyncIterator[bytes]:
         """Hash as it goes; a batch is handed out when it is known not to be the last."""
@@ -170,8 +193,15 @@ class DirectoryStore:
             return path.stat().st_size
 
     def _remove(self, digest: Digest) -> None:
-        with _translated(), self._present(digest) as path:
+        with _translated(), self._locked(fcntl.LOCK_SH), self._present(digest) as path:
             path.unlink()
+
+    @contextlib.contextmanager
+    def _locked(self, kind: int) -> Iterator[None]:
+        self._lay_out()
+        with self._lock.open("a") as file:
+            fcntl.flock(file, kind)
+            yield
 
     @contextlib.contextmanager
     def _present(self, digest: Digest) -> Iterator[Path]:

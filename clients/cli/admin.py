@@ -1,8 +1,14 @@
-"""Commands of those who run the platform; but for those of Keycloak over HTTP like everyone's."""
+"""Commands of those who run the platform; but for those of Keycloak over HTTP like everyone's.
+
+Backups are made on the machine itself: a route for them would hand out every model.
+"""
 
 from __future__ import annotations
 
+import os
+import sys
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,6 +16,7 @@ import typer
 from clients.cli import keycloak
 from clients.cli.connection import connect
 from clients.cli.output import AsJson, moment, say, say_json, say_table, size
+from clients.cli.platform import server_environment
 from clients.cli.refusals import UNSUCCESSFUL
 
 if TYPE_CHECKING:
@@ -23,6 +30,7 @@ app.add_typer(audit, name="audit")
 app.add_typer(keycloak.app, name="keycloak")
 
 Organisation = Annotated[str, typer.Argument(help="By id or name.")]
+DataFolder = Annotated[Path | None, typer.Option(help="Data folder of the server (FOEDUS_DATA).")]
 Since = Annotated[
     datetime | None, typer.Option(help="Only what was done then or later; local time.")
 ]
@@ -64,6 +72,29 @@ def status(as_json: AsJson = False) -> None:
         say_table(("JOB", "TROUBLE"), sorted(troubles.items()))
     say("\norganisations (used / quota)")
     _say_uses(found.organisations)
+
+
+@app.command()
+def backup(
+    folder: Annotated[Path, typer.Argument(help="Made if need be; the next one there is quicker.")],
+    data: DataFolder = None,
+) -> None:
+    """Back a data folder up, on its own machine, while the server runs or does not."""
+    _run_on_data("backup", folder, data)
+
+
+@app.command()
+def restore(
+    folder: Annotated[Path, typer.Argument(help="Of the backup.")], data: DataFolder = None
+) -> None:
+    """Restore a backup into a data folder that has no records yet; then start the server."""
+    _run_on_data("restore", folder, data)
+
+
+def _run_on_data(deed: str, folder: Path, data: Path | None) -> None:
+    argv = [sys.executable, "-m", "control_plane", deed, str(folder)]
+    environment = server_environment(os.environ, {"FOEDUS_DATA": data})
+    os.execve(sys.executable, argv, environment)  # noqa: S606
 
 
 @quota.command("set")

@@ -32,6 +32,10 @@ class RealServer:
         self.url = f"http://127.0.0.1:{self._port}"
 
     @property
+    def data(self) -> Path:
+        return self._folder / "data"
+
+    @property
     def token(self) -> str:
         return (self._folder / "token").read_text().strip()
 
