@@ -264,6 +264,17 @@ async def open_jobs_by_phase(platform: Platform) -> Mapping[Phase, int]:
     return {phase: counted.get(phase, 0) for phase in Phase if not phase.is_final}
 
 
+async def oldest_wait_s(platform: Platform) -> float:
+    """Seconds since the job was submitted that has waited longest for a slot; 0 if none waits."""
+    row = await platform.database.one_or_none(
+        select(JOB.c.created_at)
+        .where(JOB.c.settled.is_(False), JOB.c.phase == Phase.PENDING)
+        .order_by(JOB.c.id)
+        .limit(1)
+    )
+    return 0.0 if row is None else max(0.0, (platform.now() - row.created_at).total_seconds())
+
+
 def logs_of(platform: Platform, job: str) -> Path:
     """Folder of a job's logs: one file per attempt and step.
 

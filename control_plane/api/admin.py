@@ -17,6 +17,7 @@ from clients.resources import (
     QuotaChange,
 )
 from control_plane import administration, audit, quotas, refusals
+from control_plane.api import metrics
 from control_plane.api.bodies import DEFAULT_LIMIT, page, position
 from control_plane.api.jobs import Cursor, Limit
 from control_plane.api.requests import Call
@@ -43,6 +44,18 @@ async def read_status(request: Call) -> PlatformStatus:
     return await administration.read_status(
         service.platform, request.who, service.reconciler.troubles
     )
+
+
+@get(
+    "/v1/admin/metrics",
+    operation_id="organisationMetrics",
+    tags=["admin"],
+    opt={"content": ("text/plain",), "problems": (refusals.Forbidden,)},
+)
+async def read_metrics(request: Call) -> Response[bytes]:
+    """Tell Prometheus what each organisation has and may have; `/metrics` names nobody."""
+    uses = await quotas.list_uses(request.service.platform, request.who)
+    return Response(metrics.exposition_of(uses), media_type=metrics.MEDIA_TYPE)
 
 
 @get(
@@ -99,4 +112,4 @@ async def change_quota(
     return await quotas.change_quota(request.service.platform, request.who, organisation, data)
 
 
-HANDLERS = (read_status, list_audit, verify_audit, read_quota, change_quota)
+HANDLERS = (read_status, read_metrics, list_audit, verify_audit, read_quota, change_quota)

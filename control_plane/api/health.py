@@ -87,13 +87,17 @@ def _reconciler_age_s(service: Service) -> float:
 async def read_metrics(request: Call) -> Response[bytes]:
     """Tell Prometheus how things are."""
     service = request.service
-    text = service.metrics.exposition(
+    readings = metrics.Readings(
         open_jobs=await jobs.open_jobs_by_phase(service.platform),
+        oldest_wait_s=await jobs.oldest_wait_s(service.platform),
+        slots=service.platform.rules.max_running,
+        stalled=len(service.reconciler.troubles),
+        losses=service.reconciler.losses,
         watchers=service.platform.hub.num_watchers,
         pass_s=service.reconciler.last_pass_s,
         age_s=_reconciler_age_s(service),
     )
-    return Response(text, media_type=metrics.MEDIA_TYPE)
+    return Response(service.metrics.exposition(readings), media_type=metrics.MEDIA_TYPE)
 
 
 HANDLERS = (live, ready, read_metrics)

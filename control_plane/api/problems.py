@@ -302,6 +302,7 @@ def answer(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]
         headers["Allow"] = ", ".join(_methods_of(request))
     if problem.status >= 500:
         log.error("request.failed", path=request.scope["path"], exc_info=error)
+        request.app.state["metrics"].failed(face_of(error).slug)
     return Response(
         msgspec.json.encode(problem),
         status_code=problem.status,

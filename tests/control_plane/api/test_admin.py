@@ -74,6 +74,7 @@ def test_the_status_tells_what_runs_waits_and_is_used(server: Server) -> None:
 def test_the_platform_is_shown_to_those_who_run_it_alone(server: Server, stranger: str) -> None:
     for method, path, body in (
         ("GET", "/v1/admin/status", {}),
+        ("GET", "/v1/admin/metrics", {}),
         ("GET", "/v1/admin/audit/verification", {}),
         ("PATCH", "/v1/admin/quotas/home", {"json": {"running": 1}}),
     ):

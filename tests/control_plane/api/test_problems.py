@@ -53,6 +53,8 @@ ELSEWHERE = (
     "workflows.runtime_headers.HeaderInvalid",
     "control_plane.data_folder.FolderInUse",
     "workflows.kubernetes.ClusterUnknown",
+    # Ends the command that makes or restores a backup.
+    "control_plane.backups.BackupError",
 )
 """Prefixes of errors that never come to the border of HTTP, by where they end instead."""
 HERE = {
