@@ -42,6 +42,7 @@ from control_plane.refusals import (
     StillInFlight,
     WrittenMeanwhile,
 )
+from control_plane.tracing import traceparent
 from control_plane.views import dataset_of, program_of, text_of, visibility_of
 from control_plane.visibility import sight_of
 from sharing.object_store import is_digest
@@ -211,6 +212,7 @@ async def _submit(platform: Platform, who: Principal, spec: JobSpec, key: str | 
         "model": None,
         "last_event": 0,
         "settled": False,
+        "traceparent": traceparent.get(),
         "created_at": now,
         "updated_at": now,
         "ended_at": None,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from datetime import datetime
 from functools import partial
 from http import HTTPStatus
 from typing import Any, Final
@@ -38,16 +40,16 @@ from control_plane.api.cursors import Cursors
 from control_plane.api.metrics import Metrics
 from control_plane.api.requests import Call
 from control_plane.api.service import Service
-from control_plane.api.tracing import read_trace
+from control_plane.api.tracing import read_parent_span, read_trace
 from control_plane.audit import note_refusal
 from control_plane.local_identity import LocalIdentity
-from control_plane.platform import MakeIdentity, Rules, local_identity, open_platform
+from control_plane.platform import MakeIdentity, Rules, local_identity, open_platform, utc_now
 from control_plane.reconciler import Reconciler
 from control_plane.refusals import DatabaseUnavailable
 from control_plane.server_secret import CURSORS, server_secret
 from control_plane.settings import Settings
 from control_plane.stores import open_store
-from control_plane.tracing import trace_id
+from control_plane.tracing import Span, parent_header, trace_id, traceparent
 from workflows.engine import WorkflowEngine
 from workflows.kubernetes import in_cluster, read_kubeconfig
 from workflows.local_engine import LocalEngine
@@ -55,6 +57,7 @@ from workflows.local_engine import LocalEngine
 log = structlog.get_logger()
 
 ENDPOINT_FILE: Final = "endpoint"
+UNTRACED: Final = frozenset({"/health/live", "/health/ready", "/metrics"})
 HANDLERS: Final = (
     *jobs.HANDLERS,
     *programs.HANDLERS,
@@ -80,6 +83,8 @@ class Application(Litestar):
             await super().__call__(scope, receive, send)
             return
         trace_id.set(trace := read_trace(scope["headers"]))
+        traceparent.set(header := parent_header(trace, secrets.token_hex(8)))
+        began_at = utc_now()
         headers = ((b"x-request-id", trace.encode()), (b"x-content-type-options", b"nosniff"))
         metrics: Metrics = self.state["metrics"]
         began = time.perf_counter()
@@ -92,9 +97,37 @@ class Application(Litestar):
                 seconds = time.perf_counter() - began
                 route = scope.get("path_template")
                 metrics.answered(scope["method"], route, message["status"], seconds)
+                self._send_span(scope, header, began_at, message["status"])
             await send(message)
 
         await super().__call__(scope, receive, answer)
+
+    def _send_span(self, scope: Any, header: str, began_at: datetime, status: int) -> None:  # noqa: ANN401 - ASGI
+        """Tell of a request once its answer begins; not of those that look whether we are well."""
+        service = self.state.get("service")
+        route = str(scope.get("path_template"))
+        if service is None or service.platform.send_spans is None or route in UNTRACED:
+            return
+        _, trace, span, _ = header.split("-")
+        attributes: dict[str, str | int] = {
+            "http.request.method": scope["method"],
+            "http.route": route,
+            "http.response.status_code": status,
+        }
+        service.platform.send_spans(
+            [
+                Span(
+                    trace=trace,
+                    id=span,
+                    parent=read_parent_span(scope["headers"]),
+                    name=f"{scope['method']} {route}",
+                    start=began_at,
+                    end=utc_now(),
+                    attributes=attributes,
+                    failed=status >= HTTPStatus.INTERNAL_SERVER_ERROR,
+                )
+            ]
+        )
 
     async def _note_refusal(self, scope: Any) -> None:  # noqa: ANN401 - ASGI
         """Put on record whom the answer tells that they may not, before it does."""
@@ -128,6 +161,7 @@ def create_app(
     async def life(app: Litestar) -> AsyncIterator[None]:
         async with (
             _working(engine),
+            _spans(settings.otlp_endpoint) as send_spans,
             open_store(settings) as store,
             open_platform(
                 folder=settings.data,
@@ -136,6 +170,7 @@ def create_app(
                 engine=engine.abilities,
                 database_url=settings.records_url,
                 identity=_identity(settings),
+                send_spans=send_spans,
             ) as platform,
         ):
             await bootstrap(platform, announce_token)
@@ -240,6 +275,23 @@ def _identity(settings: Settings) -> MakeIdentity:
         enrol=partial(enrol, database, now),
         now=now,
     )
+
+
+@asynccontextmanager
+async def _spans(
+    endpoint: str | None,
+) -> AsyncIterator[Callable[[Sequence[Span]], None] | None]:
+    """What takes spans while the server runs, if somebody wants them."""
+    if endpoint is None:
+        yield None
+        return
+    from control_plane.otlp import OtlpSpans
+
+    spans = await asyncio.to_thread(OtlpSpans, endpoint)
+    try:
+        yield spans.send
+    finally:
+        await spans.close()
 
 
 def _rules(settings: Settings) -> Rules:

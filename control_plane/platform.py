@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -24,6 +24,7 @@ from control_plane.local_identity import LocalIdentity
 from control_plane.notices import Ears, follow
 from control_plane.records.database import Database
 from control_plane.records.sqlite import open_sqlite
+from control_plane.tracing import Span
 from sharing.object_store import Digest, ObjectStore
 from workflows.capabilities import Capabilities, EngineAbilities
 from workflows.environment import environment_digest
@@ -83,6 +84,7 @@ class Platform:
         rules: What whoever runs the platform decided.
         now: The clock, in UTC.
         identity: Who is calling.
+        send_spans: Takes the spans of a run that has ended; None if nobody wants them.
         custody: Guards objects while they come and go.
         bell: Wakes the reconciler.
         in_flight: Idempotency keys, by user, of submissions that are being worked on here. Another
@@ -102,6 +104,7 @@ class Platform:
     custody: Custody
     replica: str
     bell: Bell
+    send_spans: Callable[[Sequence[Span]], None] | None = None
     in_flight: set[tuple[str, str]] = field(default_factory=set)
 
 
@@ -133,6 +136,7 @@ async def open_platform(
     now: Callable[[], datetime] = utc_now,
     database_url: str | None = None,
     identity: MakeIdentity = local_identity,
+    send_spans: Callable[[Sequence[Span]], None] | None = None,
 ) -> AsyncIterator[Platform]:
     """The platform over what lies in ``folder``, made or brought up to date if need be.
 
@@ -148,6 +152,7 @@ async def open_platform(
         now: The clock, in UTC.
         database_url: Of PostgreSQL; None for SQLite in the folder.
         identity: Makes who says who is calling.
+        send_spans: Takes the spans of a run that has ended; None if nobody wants them.
 
     Raises:
         DatabaseUnavailable: The records cannot be opened.
@@ -175,6 +180,7 @@ async def open_platform(
                 rules=rules,
                 now=now,
                 identity=provider,
+                send_spans=send_spans,
                 custody=Custody(database),
                 bell=bell,
                 # One process holds the folder, so who opens its records is who did so before.

@@ -43,6 +43,7 @@ from control_plane.records.tables import (
     VARIANT,
 )
 from control_plane.refusals import DatabaseUnavailable, NotFound
+from control_plane.tracing import spans_of
 from control_plane.views import cause_of, spec_of, text_of
 from sharing.object_store import (
     Digest,
@@ -356,7 +357,8 @@ class Reconciler:
                 .values(token_hash=hash_of_token(token))
             )
         try:
-            await self._engine.submit(self._plan(view), Credentials(url=self._url(), token=token))
+            credentials = Credentials(url=self._url(), token=token, traceparent=job.traceparent)
+            await self._engine.submit(self._plan(view), credentials)
         except PlanRefused as error:
             cause = Cause(code=CauseCode.ENGINE_REFUSED, detail=str(error))
             await self._close(view, Phase.FAILED, cause)
@@ -496,6 +498,11 @@ class Reconciler:
         async with self._platform.database.writing() as transaction:
             await transaction.execute(update(JOB).where(JOB.c.id == job.id).values(settled=True))
             await transaction.execute(delete(LEASE).where(LEASE.c.job == job.id))
+        if self._platform.send_spans is not None:
+            rows = self._platform.database.rows
+            attempts = await rows(select(ATTEMPT).where(ATTEMPT.c.job == job.id))
+            events = await rows(select(EVENT).where(EVENT.c.job == job.id).order_by(EVENT.c.id))
+            self._platform.send_spans(spans_of(job, attempts, events))
 
     async def _tell_place(self, view: _View, place: Place) -> None:
         changes = {"waits_for": place.waits_for}

@@ -306,6 +306,10 @@ class Settings(BaseSettings):
     link_s: int = Field(default=300, ge=1, le=604800)
     """Seconds for which a link to an object is good. Whoever has the link has the object."""
 
+    otlp_endpoint: str | None = None
+    """OpenTelemetry collector that spans of requests and ended runs are sent to by OTLP over HTTP,
+    as ``http://127.0.0.1:4318``. None by default; spans are dropped while it is away."""
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least level of the JSON log on standard error; ``debug`` adds every read request."""
 

@@ -331,11 +331,12 @@ class LogFeed:
             return file.read(_BATCH_BYTES)
 
 
-def open_client(token: str) -> httpx.AsyncClient:
+def open_client(credentials: Credentials) -> httpx.AsyncClient:
     """A client that authenticates as one attempt and takes nothing from the environment."""
-    return httpx.AsyncClient(
-        headers={"Authorization": f"Bearer {token}"}, timeout=_TIMEOUT, trust_env=False
-    )
+    headers = {"Authorization": f"Bearer {credentials.token}"}
+    if credentials.traceparent:
+        headers["traceparent"] = credentials.traceparent
+    return httpx.AsyncClient(headers=headers, timeout=_TIMEOUT, trust_env=False)
 
 
 _JSON: Final = {"Content-Type": "application/json"}

@@ -61,10 +61,12 @@ class Credentials(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         url: Where it listens.
         token: Good for one attempt alone.
+        traceparent: Continues the trace that the job was submitted in; empty for none.
     """
 
     url: str
     token: str
+    traceparent: str = ""
 
     def __repr__(self) -> str:
         return f"Credentials(url={self.url!r})"

@@ -494,7 +494,7 @@ def main(arguments: Sequence[str], environ: Mapping[str, str]) -> None:
         folder.mkdir(exist_ok=True)
 
     async def attempt() -> Observation:
-        async with open_client(credentials.token) as client:
+        async with open_client(credentials) as client:
             courier = Courier(client, credentials, given.endpoint_file, plan.job, plan.attempt)
             wrapper = Wrapper(run, plan, courier, environ=environ, grace_s=given.grace_s)
             return await wrapper.run(given.step)

@@ -11,9 +11,19 @@ import secrets
 from collections.abc import Iterable
 from typing import Final
 
-_PARENT: Final = re.compile(rb"[0-9a-f]{2}-(?P<trace>[0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+_PARENT: Final = re.compile(
+    rb"[0-9a-f]{2}-(?P<trace>[0-9a-f]{32})-(?P<span>[0-9a-f]{16})-[0-9a-f]{2}"
+)
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{8,64}")
 _NO_TRACE: Final = b"0" * 32
+
+
+def read_parent_span(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """The span that these headers say the request is part of; empty if they do not."""
+    for name, value in headers:
+        if name == b"traceparent" and (parent := _PARENT.fullmatch(value)):
+            return parent["span"].decode()
+    return ""
 
 
 def read_trace(headers: Iterable[tuple[bytes, bytes]]) -> str:

@@ -19,6 +19,7 @@ from sqlalchemy import (
     Index,
     Text,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.types import TypeDecorator
 from sqlmodel import Field, SQLModel
@@ -166,6 +167,7 @@ class JobRow(SQLModel, table=True):
     model: str | None
     last_event: int
     settled: bool
+    traceparent: str = Field(default="", sa_column_kwargs={"server_default": text("''")})
     created_at: datetime = moment()
     updated_at: datetime = moment()
     ended_at: datetime | None = moment(nullable=True)

@@ -23,6 +23,7 @@ PATIENCE_S = 30.0
 FORBIDDEN = (
     *("torch", "flwr", "sklearn", "xgboost", "onnx", "onnxruntime", "ray", "matplotlib", "opacus"),
     *("scipy", "pyarrow", "tenseal", "minio", "psycopg", "keycloak", "jwcrypto", "hera"),
+    "opentelemetry",
 )
 ARGO = {
     "FOEDUS_ENGINE": "argo",
@@ -304,7 +305,7 @@ with TestClient(app) as client:
         client.get("/metrics"),
     ):
         assert answer.status_code == 200, answer.text
-print(sorted({name.partition(".")[0] for name in sys.modules}))
+print(sorted({part for name in sys.modules for part in (name, name.partition(".")[0])}))
 """
     done = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path)],
