@@ -19,6 +19,8 @@ upload                 | developer admin                                        
 found                  | admin                                                     |
 manage-users           | admin                                                     |
 manage-organisations   | admin                                                     |
+read-audit             | admin auditor                                             |
+read-platform          | admin operator                                            |
 """  # noqa: E501 - a table
 EXPECTED = {
     (action.strip(), relation): set(roles.split())

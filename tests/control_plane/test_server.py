@@ -23,7 +23,7 @@ PATIENCE_S = 30.0
 FORBIDDEN = (
     *("torch", "flwr", "sklearn", "xgboost", "onnx", "onnxruntime", "ray", "matplotlib", "opacus"),
     *("scipy", "pyarrow", "tenseal", "minio", "psycopg", "keycloak", "jwcrypto", "hera"),
-    "opentelemetry",
+    "opentelemetry.sdk",
 )
 ARGO = {
     "FOEDUS_ENGINE": "argo",
