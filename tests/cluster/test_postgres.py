@@ -23,20 +23,22 @@ from sqlalchemy import create_engine, insert, select, text, update
 from sqlmodel import SQLModel
 
 from clients.identity import NotAuthentic, Principal
-from clients.resources import NewOrganisation, NewToken
+from clients.resources import NewOrganisation, NewToken, QuotaChange
 from control_plane import leases
 from control_plane.accounts import add_organisation, add_token, bootstrap, revoke_token
 from control_plane.admission import submit_job
+from control_plane.audit import verify_audit
 from control_plane.jobs import watch
 from control_plane.journal import Fact, load, record
 from control_plane.migrations import HEAD
 from control_plane.migrations.upgrading import configuration
 from control_plane.platform import Platform, open_platform
+from control_plane.quotas import change_quota
 from control_plane.reconciler import Reconciler
 from control_plane.records.database import Database
 from control_plane.records.postgres import open_postgres, parse_url
 from control_plane.records.tables import EVENT, IDEMPOTENCY, JOB, LEASE, ORGANISATION
-from control_plane.refusals import DatabaseUnavailable, NameTaken
+from control_plane.refusals import DatabaseUnavailable, NameTaken, QuotaExhausted
 from control_plane.server_secret import CURSORS, server_secret
 from sharing.directory_store import DirectoryStore
 from sharing.object_store import digest_of
@@ -400,6 +402,43 @@ async def test_the_last_slot_is_given_away_once(records_url: str, tmp_path: Path
             assert [type(one).__name__ for one in refused if one is not None] == ["_Changed"]
             async with a.database.writing() as transaction:
                 await transaction.execute(update(JOB).values(phase="failed", settled=True))
+
+
+async def test_the_last_room_in_a_quota_is_given_away_once(
+    records_url: str, tmp_path: Path
+) -> None:
+    async with two(tmp_path, records_url) as (a, b, admin):
+        for bounds in (QuotaChange(running=1), QuotaChange(running=None, workers=4)):
+            await change_quota(a, admin, "home", bounds)
+            for _ in range(5):
+                acts = []
+                for platform in (a, b):
+                    job = (await submit_job(platform, admin, job_spec(), None)).id
+                    held = await leases.take(platform.database, platform.replica, [job], 10.0)
+                    reconciler = Reconciler(platform, ScriptedEngine(), lambda: "here")
+                    acts.append(reconciler._admit(await reconciler._view(job, held[job])))
+
+                refused = await asyncio.gather(*acts, return_exceptions=True)
+
+                assert [type(one).__name__ for one in refused if one is not None] == ["_Changed"]
+                async with a.database.writing() as transaction:
+                    await transaction.execute(update(JOB).values(phase="failed", settled=True))
+
+
+async def test_the_last_open_job_of_a_quota_is_taken_once_and_every_act_is_in_the_log(
+    records_url: str, tmp_path: Path
+) -> None:
+    async with two(tmp_path, records_url) as (a, b, admin):
+        await change_quota(a, admin, "home", QuotaChange(open_jobs=10))
+
+        done = await asyncio.gather(
+            *(submit_job(p, admin, job_spec(), None) for p in (a, b) * 10), return_exceptions=True
+        )
+
+        refused = [one for one in done if isinstance(one, BaseException)]
+        assert [type(one) for one in refused] == [QuotaExhausted] * 10
+        found = await verify_audit(b, admin)
+        assert (found.is_whole, found.rows) == (True, 1 + 1 + 10)
 
 
 async def _cancel(platform: Platform, who: Principal, job: str) -> None:
