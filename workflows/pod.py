@@ -98,7 +98,7 @@ async def work(
     grace_s: float,
 ) -> Observation:
     """Run the step, and leave what the engine is to know."""
-    async with open_client(credentials.token) as client:
+    async with open_client(credentials) as client:
         courier = Courier(client, credentials, None, plan.job, plan.attempt)
         wrapper = Wrapper(run, plan, courier, environ=environ, grace_s=grace_s, earlier=earlier)
         ended = await wrapper.run(step)

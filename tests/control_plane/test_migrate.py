@@ -60,5 +60,8 @@ def test_other_words_are_refused(tmp_path: Path, words: tuple[str, ...]) -> None
     ended = control_plane(tmp_path, *words)
 
     assert ended.returncode == 2
-    assert ended.stderr == "foedus: usage: python -m control_plane [migrate]\n"
+    assert (
+        ended.stderr
+        == "foedus: usage: python -m control_plane [migrate | backup TO | restore FROM]\n"
+    )
     assert not (tmp_path / "data").exists()

@@ -49,7 +49,7 @@ def test_a_run_that_was_backed_up_midway_ends_elsewhere_with_the_same_model(
     told_by(tmp_path, "admin", "backup", str(backup), FOEDUS_DATA=str(server.data))
 
     with server.client() as client:
-        job = client.submit(small("midway", ROUNDS))
+        job = client.submit(small(client, "midway", ROUNDS))
         for done in job.rounds(timeout_s=WAIT_S):
             if done.number >= 3:
                 break
