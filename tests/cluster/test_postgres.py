@@ -464,7 +464,7 @@ async def test_connections_that_are_cut_in_any_phase_of_a_submission_lose_and_do
 
         def cut() -> None:
             with psycopg_of(records_url) as connection:
-                while not stop.wait(0.011):
+                while not stop.wait(0.023):
                     connection.execute(CUT)
                     cuts[0] += 1
 
