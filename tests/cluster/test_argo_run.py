@@ -11,11 +11,11 @@ import pytest
 
 from clients.errors import JobCancelled
 from clients.resources import Job
-from clients.sdk import JobHandle
+from clients.sdk import Foedus, JobHandle
 from tests.cluster.kubernetes import HOST, Namespace
 from tests.e2e.jobs import small
 from tests.e2e.real_server import RealServer, running, until
-from workflows.job import JobSpec, Output
+from workflows.job import JobSpec, Output, Runtime
 from workflows.run import Phase
 
 pytestmark = pytest.mark.timeout(300)
@@ -23,16 +23,17 @@ WAIT_S = 150.0
 ROUNDS = 30
 
 
-def job(name: str, rounds: int = ROUNDS) -> JobSpec:
-    """With all three steps."""
-    return msgspec.structs.replace(small(name, rounds, "flower"), output=Output())
+def job(foedus: Foedus, name: str, rounds: int = ROUNDS) -> JobSpec:
+    """With all three steps, and a framework's own processes."""
+    runtime = Runtime(kind="flower", workers=1)
+    return msgspec.structs.replace(small(foedus, name, rounds), runtime=runtime, output=Output())
 
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Digest of the model that child processes of this machine make of the job."""
     with running(tmp_path_factory.mktemp("local")) as server, server.client() as foedus:
-        return digest_of(server, foedus.submit(job("local")).wait(WAIT_S))
+        return digest_of(server, foedus.submit(job(foedus, "local")).wait(WAIT_S))
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def test_the_same_job_makes_the_same_model(
     server: RealServer, namespace: Namespace, expected: str
 ) -> None:
     with server.client() as foedus:
-        handle = foedus.submit(job("argo"))
+        handle = foedus.submit(job(foedus, "argo"))
         wait_for_round(handle, 2)
         told = namespace.argo("get", "@latest")
         pods = namespace.get("pods")
@@ -97,7 +98,7 @@ def test_a_run_whose_pod_is_deleted_goes_on_from_its_checkpoint(
     server: RealServer, namespace: Namespace, expected: str
 ) -> None:
     with server.client() as foedus:
-        handle = foedus.submit(job("doomed"))
+        handle = foedus.submit(job(foedus, "doomed"))
         wait_for_round(handle, 2)
         namespace.kubectl("delete", "pods", "--all", "--force", "--grace-period=0")
         closed = handle.wait(WAIT_S)
@@ -113,7 +114,7 @@ def test_a_run_whose_workflow_is_deleted_goes_on_too(
     server: RealServer, namespace: Namespace, expected: str
 ) -> None:
     with server.client() as foedus:
-        handle = foedus.submit(job("doomed too"))
+        handle = foedus.submit(job(foedus, "doomed too"))
         wait_for_round(handle, 2)
         namespace.kubectl("delete", "workflows", "--all")
         closed = handle.wait(WAIT_S)
@@ -126,7 +127,7 @@ def test_a_control_plane_that_is_killed_finds_its_run_again(
     server: RealServer, namespace: Namespace, expected: str
 ) -> None:
     with server.client() as foedus:
-        handle = foedus.submit(job("orphaned"))
+        handle = foedus.submit(job(foedus, "orphaned"))
         wait_for_round(handle, 2)
         server.kill()
         server.start()
@@ -138,7 +139,7 @@ def test_a_control_plane_that_is_killed_finds_its_run_again(
 
 def test_a_cancelled_run_leaves_nothing(server: RealServer, namespace: Namespace) -> None:
     with server.client() as foedus:
-        handle = foedus.submit(job("unwanted", rounds=500))
+        handle = foedus.submit(job(foedus, "unwanted", rounds=500))
         wait_for_round(handle, 1)
         handle.cancel()
         with pytest.raises(JobCancelled):
