@@ -6,7 +6,7 @@ BIN := .venv/bin
 
 install: .venv/installed
 
-.venv/installed: requirements.lock pyproject.toml
+.venv/installed: requirements.lock pyproject.toml strategies/kernels/loops.c
 	$(PYTHON) -m venv .venv
 	awk '/^uv==/ { p = 1 } p { print } p && !/\\$$/ { exit }' requirements.lock >.venv/uv.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r .venv/uv.lock
@@ -22,9 +22,6 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --ignore tests/cluster
-
-test-cluster: install
-	FOEDUS_LAB=$${FOEDUS_LAB:-../shared/lab} $(BIN)/python -m pytest -q tests/cluster
 
 # Against real servers, which the lab starts; red unless they were there.
 test-cluster: install

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from strategies import kernels
 from strategies.fedavg import FedAvg
 from strategies.ring import Ring
 from strategies.sensitivity import Sensitivity
@@ -93,8 +94,11 @@ class KeptFold(FedAvg, frozen=True):
 
     def rows(self, partial: Partial, tile: Tile) -> Rows:
         """What is folded, one row each, in units of the ring."""
-        sites = sorted(partial.sites)
-        return np.stack([partial.kept[s].read(tile.layer, tile.start, tile.stop) for s in sites])
+        kept = [partial.kept[site] for site in sorted(partial.sites)]
+        rows = np.empty((len(kept), tile.stop - tile.start), kept[0].dtype)
+        for row, update in zip(rows, kept, strict=True):
+            update.read_into(tile.layer, tile.start, row)
+        return rows
 
     def decide(self, partial: Partial, ring: Ring) -> Decided:
         """What must be known of the rows as wholes; nothing, unless a subclass knows better."""
@@ -143,6 +147,9 @@ def middle_of_columns(rows: Rows, start: int, stop: int) -> list[Rows]:
 
 
 def _through(network: Sequence[tuple[int, int]], rows: Rows) -> list[Rows]:
+    if kernels.can_exchange(rows):
+        kernels.exchange(rows, network)
+        return list(rows)
     wires, spare = list(rows), np.empty_like(rows[0])
     for i, j in network:
         low, high = wires[i], wires[j]

@@ -21,6 +21,7 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
+from strategies import kernels
 from strategies.tiles import Tile, each
 from strategies.update import (
     Array,
@@ -224,6 +225,7 @@ class Ring(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         values, totals = _flat(update.delta), _flat(sums)
         shapes = {name: total.shape for name, total in sums.items()}
         longest = min(TILE, max((total.size for total in sums.values()), default=0))
+        rounder = ROUNDER / self.scale
         spare: list[NDArray[np.float64]] = []  # one for each thread; fresh pages are dear
         added: list[tuple[str, slice]] = []
 
@@ -231,16 +233,22 @@ class Ring(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             q = self.encode_into(x, scratch, factor)
             return q if weight == 1 else np.multiply(q, weight, out=q)
 
-        def add_span(span: Tile) -> bool:
+        def add_tile(x: Array, total: NDArray[np.int64]) -> bool:
+            if kernels.can_add(x):
+                return kernels.add(x, total, factor, rounder, self.magnitude, weight)
+            low, high = float(x.min()), float(x.max())
+            if not -self.magnitude <= low <= high <= self.magnitude:  # NaN is not, either
+                return False
             scratch = spare.pop() if spare else np.empty(longest)
-            for tile in span.cut(TILE):
-                x, total = values[span.layer][tile], totals[span.layer][tile]
-                low, high = float(x.min()), float(x.max())
-                if not -self.magnitude <= low <= high <= self.magnitude:  # NaN is not, either
-                    return False
-                np.add(total, entries(x, scratch), out=total)
-                added.append((span.layer, tile))
+            np.add(total, entries(x, scratch), out=total)
             spare.append(scratch)
+            return True
+
+        def add_span(span: Tile) -> bool:
+            for tile in span.cut(TILE):
+                if not add_tile(values[span.layer][tile], totals[span.layer][tile]):
+                    return False
+                added.append((span.layer, tile))
             return True
 
         if all(each(shapes, SPAN, add_span)):

@@ -47,31 +47,29 @@ class _Vault:
 
     def write(self, position: int, plain: NDArray[Any]) -> None:
         """Encrypt ``plain`` to ``position``, a whole number of blocks into the file."""
-        sealed = self._crypt(position, plain.view(np.uint8))
+        sealed = np.empty(plain.nbytes, np.uint8)
+        self._crypt(position, plain.view(np.uint8), sealed)
         done = 0
         while done < sealed.size:
             done += os.pwrite(self._file.fileno(), sealed[done:].data, position + done)
 
-    def read(self, position: int, size_bytes: int) -> NDArray[np.uint8]:
-        """What was written at ``position``."""
-        sealed = np.empty(size_bytes, np.uint8)
+    def read_into(self, position: int, plain: NDArray[np.uint8]) -> None:
+        """Fill ``plain`` with what was written at ``position``."""
         done = 0
-        while done < size_bytes:
-            got = os.preadv(self._file.fileno(), [sealed[done:].data], position + done)
+        while done < plain.size:
+            got = os.preadv(self._file.fileno(), [plain[done:].data], position + done)
             if not got:
                 raise OSError(f"the spill ends at {position + done}, before what was kept in it")
             done += got
-        return self._crypt(position, sealed)
+        self._crypt(position, plain, plain)
 
-    def _crypt(self, position: int, given: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def _crypt(self, position: int, given: NDArray[np.uint8], turned: NDArray[np.uint8]) -> None:
         from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
         counter = (position // BLOCK_BYTES).to_bytes(BLOCK_BYTES, "big")
-        turned = np.empty_like(given)
         if given.size:
             stream = Cipher(algorithms.AES256(self._key), modes.CTR(counter)).encryptor()
             stream.update_into(given.data, turned.data)
-        return turned
 
 
 def _wipe(file: Any, key: bytearray) -> None:  # noqa: ANN401 - of tempfile, has no public name
@@ -106,9 +104,15 @@ class KeptUpdate:
 
     def read(self, layer: str, start: int, stop: int) -> NDArray[np.signedinteger[Any]]:
         """Entries of a flat layer; ``start`` is a multiple of 16."""
-        itemsize = self.dtype.itemsize
-        position, size = self.places[layer][0] + start * itemsize, min(stop, self.places[layer][1])
-        return self.vault.read(position, max(0, size - start) * itemsize).view(self.dtype)
+        stop = min(stop, self.places[layer][1])
+        entries = np.empty(max(0, stop - start), self.dtype)
+        self.read_into(layer, start, entries)
+        return entries
+
+    def read_into(self, layer: str, start: int, out: NDArray[np.signedinteger[Any]]) -> None:
+        """Fill ``out``, of this dtype, with entries from ``start`` on, a multiple of 16."""
+        position = self.places[layer][0] + start * self.dtype.itemsize
+        self.vault.read_into(position, out.view(np.uint8))
 
 
 class Spill(Mapping[str, KeptUpdate]):
