@@ -16,7 +16,7 @@ from itertools import islice
 from math import prod
 from typing import Final, TypeVar
 
-SMALL: Final = 1 << 17  # entries below which a thread costs more than it saves
+SMALL: Final = 1 << 20  # entries below which a thread costs more than it saves
 MOST_THREADS: Final = 8
 _allowed: Final = ContextVar("allowed", default=MOST_THREADS)
 

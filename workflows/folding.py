@@ -34,7 +34,7 @@ from workflows.frames import FrameError
 from workflows.job import JobSpec
 from workflows.seeds import derive
 from workflows.tasks import Failed, SiteFailure, TrainedMany, TrainMany
-from workflows.transcript import Commitment, commit, sign, simulated_key, simulated_salt
+from workflows.transcript import Commitment, commit, simulated_salt
 
 _REFUSALS: Final[tuple[tuple[type[UpdateRefused], CauseCode], ...]] = (
     (NotFinite, CauseCode.UPDATE_NOT_FINITE),
@@ -130,8 +130,8 @@ def fold_answer(
 ) -> Commitment:
     """Bind the site to what it sent, then decode and fold that into ``partial``.
 
-    The commitment is over the encoded update: a site signs the very arrays that it sends, and what
-    is folded follows from them by the plan's codec, the site, and the round in which it was asked.
+    The commitment is over the encoded update, the very arrays that a site sends, and what is folded
+    follows from them by the plan's codec, the site, and the round in which it was asked.
 
     Args:
         terms: Of the run.
@@ -145,17 +145,14 @@ def fold_answer(
         SiteFailure: It cannot be folded; the cause names the site.
     """
     spec, site = terms.spec, answer.site
-    if not 1 <= answer.num_examples <= spec.ring.max_weight:  # nothing to be signed
+    if not 1 <= answer.num_examples <= spec.ring.max_weight:  # nothing to be bound to
         detail = f"weight {answer.num_examples} is not in 1..{spec.ring.max_weight}"
         raise _refused(CauseCode.UPDATE_OUT_OF_RING, detail, site)
     for name, x in answer.delta.items():
         if x.dtype.kind not in "biuf" or x.dtype.itemsize > 8:  # no bytes that all machines share
             detail = f"layer {name} holds {x.dtype}, not numbers of at most 8 bytes"
             raise _refused(CauseCode.UPDATE_INCOMPATIBLE, detail, site)
-    commitment = sign(
-        simulated_key(terms.job, terms.plan, site),
-        terms.plan,
-        asked,
+    commitment = Commitment(
         site=site,
         num_examples=answer.num_examples,
         update=commit(simulated_salt(terms.job, terms.plan, site, asked), sent_by(answer)),

@@ -2,7 +2,7 @@
 
 A runtime brings an ``Exchange``, which carries questions and answers by its framework's means.
 Answers are folded as they come and then dropped, so memory does not grow with the cohort; a site
-is bound to its update by a signed commitment before the fold. After each round the server state
+is bound to its update by a commitment before the fold. After each round the server state
 and the transcript are on record, and a run that goes on from them computes the same bits.
 """
 

@@ -22,7 +22,6 @@ from workflows.job import JobSpec, Local, Partitioned
 from workflows.model_file import lay_model
 from workflows.tasks import Failed, FoldedSite, Open, OpenData, TrainedMany, TrainMany
 from workflows.trainers.trainer import Measured, ProgramError, Trained
-from workflows.transcript import verify
 from workflows.workbench import Workbench
 
 PLAN = "sha256:" + "ab" * 32
@@ -127,8 +126,6 @@ def test_how_sites_are_run_together_does_not_show(
     alone = merged(1)
 
     assert merged(5) == merged(12) == alone
-    for commitment in alone[1]:
-        verify(commitment, PLAN, 1)
     assert [commitment.site for commitment in alone[1]] == list(sites)
     assert len({commitment.update for commitment in alone[1]}) == 12
 

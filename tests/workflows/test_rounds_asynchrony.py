@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tests.runtimes.run_folders import finished, inputs_after, job, lay, outputs, told
 from tests.workflows.test_rounds import (
@@ -31,7 +33,13 @@ from workflows.job import JobSpec
 from workflows.rounds import Federation, run_rounds
 from workflows.run_folder import StepError, StepFolder
 from workflows.tasks import SiteFailure
-from workflows.transcript import RoundTranscript, TranscriptInvalid, verify_chain
+from workflows.transcript import (
+    RoundTranscript,
+    TranscriptInvalid,
+    asked_in,
+    sign,
+    verify_chain,
+)
 
 STRATEGIES: dict[str, dict[str, Any]] = {
     "fedbuff": {"kind": "fedbuff", "buffer": 2},
@@ -292,9 +300,27 @@ def altered(
     return chain
 
 
+def signed(transcript: RoundTranscript) -> dict[str, Any]:
+    """What a transcript has where its sites have keys."""
+    commitments = tuple(
+        sign(
+            Ed25519PrivateKey.from_private_bytes(hashlib.sha256(one.site.encode()).digest()),
+            transcript.plan,
+            asked_in(transcript, one.site),
+            site=one.site,
+            num_examples=one.num_examples,
+            update=one.update,
+        )
+        for one in transcript.commitments
+    )
+    return {"keys": "own", "commitments": commitments}
+
+
 def test_nobody_can_say_that_an_answer_is_fresher_than_its_site_signed(tmp_path: Path) -> None:
     root = federate(tmp_path / "run", asynchronous("fedasync"))
     plan, chain = StepFolder(root, "federate").plan.plan_digest, transcripts_of(root)
+    for number, transcript in enumerate(chain):
+        chain = altered(chain, number, **signed(transcript))
     stale = next(k for k, one in enumerate(chain) if one.asked != (one.round,))
 
     verify_chain(chain, plan=plan)

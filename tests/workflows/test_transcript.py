@@ -26,7 +26,6 @@ from workflows.transcript import (
     TranscriptInvalid,
     commit,
     sign,
-    simulated_key,
     simulated_salt,
     verify,
     verify_chain,
@@ -48,8 +47,11 @@ def digest(text: str) -> str:
 
 def committed(site: str, number: int, key: Ed25519PrivateKey | None = None) -> Commitment:
     update = commit(simulated_salt(JOB, PLAN, site, number), {"w": np.full(2, number, np.float32)})
-    key = key or simulated_key(JOB, PLAN, site)
-    return sign(key, PLAN, number, site=site, num_examples=10, update=update)
+    return sign(key or key_of(site), PLAN, number, site=site, num_examples=10, update=update)
+
+
+def key_of(site: str) -> Ed25519PrivateKey:
+    return Ed25519PrivateKey.from_private_bytes(hashlib.sha256(site.encode()).digest())
 
 
 def chain(length: int = 3, **fields: Any) -> list[RoundTranscript]:
@@ -66,7 +68,7 @@ def chain(length: int = 3, **fields: Any) -> list[RoundTranscript]:
                     previous=digest_value(transcripts[-1]) if transcripts else None,
                     previous_model=digest(f"model {number - 1}"),
                     cohort=SITES,
-                    keys="simulated",
+                    keys="own",
                     commitments=tuple(
                         committed(site, number) for site in SITES if site not in dropped
                     ),
@@ -123,8 +125,8 @@ def altered(leaf: Any) -> Any:
     match leaf:
         case str() if leaf.startswith("sha256:"):
             return digest(leaf)
-        case "simulated":
-            return "own"
+        case "own":
+            return "simulated"
         case CauseCode.PROGRAM_HUNG.value:
             return CauseCode.PROGRAM_RAISED.value
         case str() if len(leaf) >= 64:
@@ -216,13 +218,9 @@ def forged_at(number: int, **fields: Any) -> list[RoundTranscript]:
         ({"candidates": CANDIDATES[::-1]}, "candidates are not"),
         ({"root": committed("site-0004", 2)}, "root is not of root"),
         ({"root": committed(ROOT, 1)}, "the signature of root does not hold"),
-        (
-            {"root": committed(ROOT, 2, simulated_key(JOB, PLAN, "site-0001"))},
-            "root signed with another key",
-        ),
         ({"plan": OTHER}, "plan is"),
         ({"job": "job-2"}, "job is job-2, not job-1"),
-        ({"keys": "own"}, "keys is own, not simulated"),
+        ({"keys": "simulated"}, "keys is simulated, not own"),
         ({"previous_model": OTHER}, "previous_model is"),
         ({"previous": OTHER}, "previous is"),
         ({"commitments": CHAIN[2].commitments[:2]}, "the signature of site-0001 does not hold"),
@@ -312,22 +310,41 @@ def test_a_site_with_a_key_of_its_own_keeps_it() -> None:
         verify_chain(with_keys("own", [mine, thine]), plan=PLAN)
 
 
-def test_a_simulated_site_has_the_key_that_the_run_gives_it() -> None:
-    stranger = Ed25519PrivateKey.from_private_bytes(bytes(32))
-    with pytest.raises(TranscriptInvalid, match="another key"):
-        verify_chain(with_keys("simulated", [stranger]), plan=PLAN)
+def unsigned(commitment: Commitment) -> Commitment:
+    return msgspec.structs.replace(commitment, public_key=msgspec.UNSET, signature=msgspec.UNSET)
 
 
-def test_simulated_keys_and_salts_follow_from_the_run_alone() -> None:
-    def public(*run: str) -> bytes:
-        return simulated_key(*run).public_key().public_bytes_raw()
+def test_a_simulated_site_signs_nothing_and_one_with_a_key_does() -> None:
+    bare = tuple(unsigned(commitment) for commitment in CHAIN[0].commitments)
 
-    assert public(JOB, PLAN, "a") == public(JOB, PLAN, "a")
-    assert simulated_salt(JOB, PLAN, "a", 1) == simulated_salt(JOB, PLAN, "a", 1)
-    others = {public(JOB, PLAN, "b"), public("job-2", PLAN, "a"), public(JOB, OTHER, "a")}
-    assert len(others | {public(JOB, PLAN, "a")}) == 4
+    verify_chain(chain(1, keys="simulated", commitments=bare), plan=PLAN)
+    with pytest.raises(TranscriptInvalid, match="the signature of site-0001 does not hold"):
+        verify_chain(chain(1, keys="own", commitments=bare), plan=PLAN)
+
+
+def test_what_simulated_sites_signed_in_runs_of_before_must_hold() -> None:
+    mine, thine = key_of("mine"), key_of("thine")
+    forged = msgspec.structs.replace(CHAIN[0].commitments[0], signature=msgspec.UNSET)
+
+    verify_chain(with_keys("simulated", [mine, mine]), plan=PLAN)
+    with pytest.raises(TranscriptInvalid, match="round 2: site-0001 signed with another key"):
+        verify_chain(with_keys("simulated", [mine, thine]), plan=PLAN)
+    with pytest.raises(TranscriptInvalid, match="the signature of site-0001 does not hold"):
+        verify_chain(chain(1, keys="simulated", cohort=SITES[:1], commitments=(forged,)), plan=PLAN)
+
+
+def test_an_unsigned_commitment_is_not_longer_for_it() -> None:
+    written = canonical_bytes(unsigned(CHAIN[0].commitments[0])).decode()
+    assert "signature" not in written
+    assert "public_key" not in written
+
+
+def test_simulated_salts_follow_from_the_run_alone() -> None:
     salts = {simulated_salt(JOB, PLAN, site, number) for site in "ab" for number in (1, 2)}
     assert len(salts) == 4
+    assert simulated_salt(JOB, PLAN, "a", 1) in salts
+    assert simulated_salt("job-2", PLAN, "a", 1) not in salts
+    assert simulated_salt(JOB, OTHER, "a", 1) not in salts
 
 
 def test_the_commitment_is_written_down() -> None:
@@ -372,13 +389,8 @@ def test_a_short_salt_hides_nothing_and_is_refused() -> None:
         commit(b"salt", {})
 
 
-def test_simulated_keys_and_salts_are_what_hkdf_derives() -> None:
-    def derived(*purpose: str | int) -> bytes:
-        info = canonical_bytes(("foedus-simulation-1", *purpose))
-        hkdf = HKDF(hashes.SHA256(), length=32, salt=None, info=info)
-        return hkdf.derive(b"simulated, no secret")
+def test_simulated_salts_are_what_hkdf_derives() -> None:
+    info = canonical_bytes(("foedus-simulation-1", "salt", "job-1", PLAN, "s", 3))
+    hkdf = HKDF(hashes.SHA256(), length=32, salt=None, info=info)
 
-    key = simulated_key("job-1", PLAN, "site-0001")
-
-    assert key.private_bytes_raw() == derived("key", "job-1", PLAN, "site-0001")
-    assert simulated_salt("job-1", PLAN, "s", 3) == derived("salt", "job-1", PLAN, "s", 3)
+    assert simulated_salt("job-1", PLAN, "s", 3) == hkdf.derive(b"simulated, no secret")
