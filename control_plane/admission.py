@@ -58,9 +58,10 @@ from workflows.job import (
     JobSpec,
     Partitioned,
     Unsupported,
-    most_model_bytes,
 )
 from workflows.plan import compile_plan, plan_digest
+from workflows.rules import check_job
+from workflows.rules.sizes import most_model_bytes
 from workflows.run import Desired, Phase
 
 WAITS_FOR_ADMISSION: Final = "its turn"
@@ -135,7 +136,7 @@ async def check(platform: Platform, who: Principal, spec: JobSpec) -> Admitted:
     """
     collaboration = await _collaboration_of(platform, who, spec)
     capabilities = await _capabilities_for(platform, who, spec)
-    return Admitted(spec.check(capabilities), collaboration, capabilities)
+    return Admitted(check_job(spec, capabilities), collaboration, capabilities)
 
 
 def predict(admitted: Admitted, digest: str, steps: Mapping[str, tuple[str, ...]]) -> DryRun:

@@ -49,7 +49,7 @@ class DocumentInvalid(Exception):
 def read_job(
     text: str, source: str = "job", rewrite: Callable[[Any], Any] | None = None
 ) -> JobSpec:
-    """The job that ``text`` describes; ``JobSpec.check`` says whether it can be run.
+    """The job that ``text`` describes; ``workflows.rules.check_job`` says whether it can be run.
 
     Args:
         text: YAML 1.2 or JSON.

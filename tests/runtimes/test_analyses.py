@@ -29,6 +29,7 @@ from workflows.checkpoint import read_model
 from workflows.events import SiteDropped
 from workflows.job import JobSpec
 from workflows.plan import plan_digest
+from workflows.rules import check_job
 from workflows.transcript import RoundTranscript, verify_chain
 
 OUTPUTS = ("tally.safetensors", "result.json", "transcripts.jsonl", "spent.json")
@@ -45,7 +46,7 @@ def analysis(query: dict[str, Any], dataset: str = "diabetes", **fields: Any) ->
         "data": data,
         **fields,
     }
-    return msgspec.convert(document, JobSpec).check(read_capabilities())
+    return check_job(msgspec.convert(document, JobSpec), read_capabilities())
 
 
 def outputs(root: Path) -> dict[str, bytes]:

@@ -26,6 +26,7 @@ from workflows.canonical import canonical_bytes
 from workflows.capabilities import Capabilities, EngineAbilities, Parameter
 from workflows.data.partitioners import Iid
 from workflows.job import Inconsistent, JobError, JobSpec, Unsupported
+from workflows.rules import check_job
 
 DP_SGD = {"kind": "dp-sgd", "epsilon": 8, "delta": 1e-6}
 MASKS = {"kind": "secure-aggregation"}
@@ -109,7 +110,7 @@ FITS = {
 @pytest.mark.parametrize("fields", FITS.values(), ids=FITS)
 def test_what_fits_is_returned_as_it_is(fields: dict[str, Any]) -> None:
     spec = job(**fields)
-    assert spec.check(CAPABILITIES) is spec
+    assert check_job(spec, CAPABILITIES) is spec
 
 
 def test_an_engine_that_reserves_is_asked_for_what_a_job_needs() -> None:
@@ -117,7 +118,7 @@ def test_an_engine_that_reserves_is_asked_for_what_a_job_needs() -> None:
     asked = {"server": {"cpu": 8}, "site": {"memory_mb": 64, "gpu": 1}, "priority": "high"}
     spec = job(resources=asked)
 
-    assert spec.check(msgspec.structs.replace(CAPABILITIES, engine=able)) is spec
+    assert check_job(spec, msgspec.structs.replace(CAPABILITIES, engine=able)) is spec
 
 
 REFUSED: dict[str, tuple[dict[str, Any], type[JobError], tuple[str, ...], str]] = {
@@ -596,7 +597,7 @@ def test_what_does_not_fit_is_refused_by_name_with_a_mend(
     fields: dict[str, Any], error: type[JobError], paths: tuple[str, ...], mend: str
 ) -> None:
     with pytest.raises(error) as refusal:
-        job(**fields).check(CAPABILITIES)
+        check_job(job(**fields), CAPABILITIES)
 
     assert type(refusal.value) is error
     assert refusal.value.fields == paths
@@ -630,11 +631,11 @@ def test_every_refusal_names_fields_that_a_job_has() -> None:
 
 def test_a_mechanism_twice_is_refused() -> None:
     with pytest.raises(Inconsistent) as refusal:
-        job(runtime={"kind": "native"}, privacy=[DP_SGD, DP_SGD]).check(CAPABILITIES)
+        check_job(job(runtime={"kind": "native"}, privacy=[DP_SGD, DP_SGD]), CAPABILITIES)
     assert refusal.value.fields == ("privacy[1].kind",)
 
     spec = job(runtime={"kind": "native"}, privacy=[DP_SGD])
-    assert spec.check(CAPABILITIES) is spec
+    assert check_job(spec, CAPABILITIES) is spec
 
 
 @pytest.mark.parametrize(
@@ -652,31 +653,31 @@ def test_a_model_must_fit_into_its_limit(
     spec = job(limits={"output_mb": output_mb})
 
     if needed_mb <= output_mb:
-        assert spec.check(capabilities) is spec
+        assert check_job(spec, capabilities) is spec
     else:
         with pytest.raises(Inconsistent, match=rf"raise limits\.output_mb to {needed_mb}"):
-            spec.check(capabilities)
+            check_job(spec, capabilities)
 
 
 def test_the_mend_of_the_ring_mends_it() -> None:
     with pytest.raises(Inconsistent, match="lower fraction_bits by 7"):
-        job(ring={"fraction_bits": 40}).check(CAPABILITIES)
-    job(ring={"fraction_bits": 33}).check(CAPABILITIES)
+        check_job(job(ring={"fraction_bits": 40}), CAPABILITIES)
+    check_job(job(ring={"fraction_bits": 33}), CAPABILITIES)
 
 
 def test_the_ring_is_proved_for_the_largest_cohort_of_the_kind() -> None:
     wide = {"fraction_bits": 34, "magnitude": 64, "max_weight": 1 << 20}
     few = {"size": 5}
 
-    job(ring=wide, cohort=few).check(CAPABILITIES)
+    check_job(job(ring=wide, cohort=few), CAPABILITIES)
     with pytest.raises(Inconsistent, match="a sum of 10 updates"):
-        job(ring=wide, cohort=few | {"selection": {"kind": "poisson"}}).check(CAPABILITIES)
+        check_job(job(ring=wide, cohort=few | {"selection": {"kind": "poisson"}}), CAPABILITIES)
 
 
 def test_a_platform_without_anything_refuses_in_words() -> None:
     empty = Capabilities(runtimes={}, strategies=(), programs={}, datasets={})
     with pytest.raises(Unsupported, match="there is no runtime flower"):
-        JOB.check(empty)
+        check_job(JOB, empty)
 
 
 def test_a_job_of_three_fields_is_the_job_of_all_defaults() -> None:

@@ -17,6 +17,7 @@ from workflows.canonical import digest_value
 from workflows.job import Inconsistent, JobError, JobSpec, Unsupported
 from workflows.job_document import read_job
 from workflows.plan import compile_plan
+from workflows.rules import check_job
 
 FACTS = msgspec.structs.replace(
     CAPABILITIES.datasets[TABLE], num_examples=1000, features=(3,), columns=("age", "bmi", "stay")
@@ -52,7 +53,7 @@ def mean(**column: Any) -> dict[str, Any]:
     ids=lambda value: str(value["kind"]) if isinstance(value, dict) else "",
 )
 def test_a_short_job_gets_what_its_query_needs(query: dict[str, Any], rounds: int) -> None:
-    spec = analysis(query).check(HERE)
+    spec = check_job(analysis(query), HERE)
 
     assert (spec.rounds, spec.strategy) == (rounds, Tally())
     assert spec.ring == Ring(fraction_bits=40, magnitude=1000.0, max_weight=1)
@@ -61,10 +62,10 @@ def test_a_short_job_gets_what_its_query_needs(query: dict[str, Any], rounds: in
 
 
 def test_what_was_filled_in_is_accepted_again_and_is_the_same() -> None:
-    spec = analysis(QUANTILE).check(HERE)
+    spec = check_job(analysis(QUANTILE), HERE)
     again = msgspec.json.decode(msgspec.json.encode(spec), type=JobSpec)
 
-    assert again.check(HERE) == spec
+    assert check_job(again, HERE) == spec
     assert digest_value(again) == digest_value(spec)
 
 
@@ -77,14 +78,14 @@ def test_what_a_job_of_an_analysis_may_still_say_is_kept() -> None:
     }
     runtimes = {"native": HERE.runtimes["flower"]}
 
-    spec = analysis(AGES, **fields).check(msgspec.structs.replace(HERE, runtimes=runtimes))
+    spec = check_job(analysis(AGES, **fields), msgspec.structs.replace(HERE, runtimes=runtimes))
 
     assert (spec.runtime.workers, spec.cohort.minimum, spec.evaluate.minimum_count) == (4, 3, 10)
     assert spec.limits.memory_mb == 512
 
 
 def test_an_analysis_is_planned_without_a_model() -> None:
-    plan = compile_plan("job-1", 1, analysis(AGES).check(HERE), "sha256:" + "e0" * 32, {})
+    plan = compile_plan("job-1", 1, check_job(analysis(AGES), HERE), "sha256:" + "e0" * 32, {})
 
     assert [(step.name, step.outputs) for step in plan.steps] == [
         ("federate", ("tally.safetensors", "result.json", "transcripts.jsonl", "spent.json"))
@@ -179,7 +180,7 @@ def test_a_query_that_cannot_be_asked_is_refused_by_its_fields(case: str) -> Non
     query, fields, words = BAD_QUERIES[case]
 
     with pytest.raises(Inconsistent) as refused:
-        analysis(query).check(HERE)
+        check_job(analysis(query), HERE)
 
     assert refused.value.fields == fields
     assert words in str(refused.value)
@@ -233,7 +234,7 @@ def test_what_has_no_meaning_for_a_query_is_refused(field: str, value: Any, mend
     spec = analysis(QUANTILE, runtime=runtime, **{field: value})
 
     with pytest.raises(Inconsistent) as refused:
-        spec.check(HERE)
+        check_job(spec, HERE)
 
     assert refused.value.fields[0].startswith(field)
     assert refused.value.fields[1] == "program.query"
@@ -242,7 +243,7 @@ def test_what_has_no_meaning_for_a_query_is_refused(field: str, value: Any, mend
 
 def test_a_tally_folds_no_model() -> None:
     with pytest.raises(Inconsistent) as refused:
-        job(strategy={"kind": "tally"}).check(HERE)
+        check_job(job(strategy={"kind": "tally"}), HERE)
 
     assert refused.value.fields == ("strategy.kind", "program.kind")
 
@@ -280,7 +281,7 @@ def test_the_rules_of_every_job_hold_for_an_analysis(fields: dict[str, Any], fie
         spec = analysis(query, **{k: v for k, v in fields.items() if k != "program"})
 
     with pytest.raises(JobError) as refused:
-        spec.check(HERE)
+        check_job(spec, HERE)
 
     assert refused.value.fields[0] == field
     assert isinstance(refused.value, Inconsistent | Unsupported)
@@ -298,13 +299,13 @@ def test_the_ring_of_an_analysis_never_wraps(num_examples: int, num_sites: int) 
 
 def test_a_job_that_trains_is_returned_as_it_is() -> None:
     spec = job()
-    assert spec.check(HERE) is spec
+    assert check_job(spec, HERE) is spec
     assert spec.strategy == FedAvg()
 
 
 def test_the_example_is_a_job_that_fits() -> None:
     path = Path(__file__).parents[2] / "examples" / "analysis.yaml"
 
-    spec = read_job(path.read_text(), str(path)).check(read_capabilities())
+    spec = check_job(read_job(path.read_text(), str(path)), read_capabilities())
 
     assert (spec.rounds, spec.evaluate.minimum_count) == (3, 20)

@@ -9,6 +9,7 @@ import pytest
 
 from tests.workflows.jobs import CAPABILITIES, HEAVY, HOOKED, OWN_TRAIN, job
 from workflows.job import Inconsistent
+from workflows.rules import check_job
 
 VIRTUAL: dict[str, Any] = {"arrivals": {"kind": "virtual"}}
 
@@ -106,7 +107,7 @@ MISFITS: dict[str, tuple[dict[str, Any], tuple[str, ...], str]] = {
 def test_a_job_that_fits_is_admitted(fields: dict[str, Any]) -> None:
     spec = job(**fields)
 
-    assert spec.check(CAPABILITIES) is spec
+    assert check_job(spec, CAPABILITIES) is spec
 
 
 @pytest.mark.parametrize(("fields", "named", "mend"), MISFITS.values(), ids=MISFITS)
@@ -114,7 +115,7 @@ def test_a_misfit_names_its_fields_and_what_would_fit(
     fields: dict[str, Any], named: tuple[str, ...], mend: str
 ) -> None:
     with pytest.raises(Inconsistent) as caught:
-        job(**fields).check(CAPABILITIES)
+        check_job(job(**fields), CAPABILITIES)
 
     assert caught.value.fields == named
     assert mend in caught.value.mend

@@ -14,6 +14,7 @@ from strategies.fedopt import FedAdam
 from tests.workflows.jobs import CAPABILITIES, JOB, SMALLEST
 from workflows.job import AtSites, Bundle, Cohort, Evaluate, JobSpec, Seed, Unsupported
 from workflows.job_document import DocumentInvalid, read_job
+from workflows.rules import check_job
 
 DIGEST = "sha256:" + "0123456789abcdef" * 4
 ARCHITECTURE = """\
@@ -70,12 +71,12 @@ def test_what_it_asks_for_is_refused_and_not_ignored() -> None:
     spec = read_job(ARCHITECTURE.replace("sha256:DIGEST", DIGEST))
 
     with pytest.raises(Unsupported) as refusal:
-        spec.check(CAPABILITIES)
+        check_job(spec, CAPABILITIES)
     assert refusal.value.fields == ("runtime.mode",)
 
     spec = msgspec.structs.replace(spec, runtime=JOB.runtime, data=JOB.data)
     with pytest.raises(Unsupported) as refusal:
-        spec.check(CAPABILITIES)
+        check_job(spec, CAPABILITIES)
     assert refusal.value.fields == ("privacy[0].kind", "runtime.kind")
 
 

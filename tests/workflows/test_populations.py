@@ -10,6 +10,7 @@ import pytest
 from tests.workflows.jobs import CAPABILITIES, HEAVY, OWN_STEPS, OWN_TRAIN, TABLE, job
 from workflows.capabilities import DatasetFacts, RuntimeAbilities
 from workflows.job import Inconsistent, JobError, Unsupported
+from workflows.rules import check_job
 
 LARGE = msgspec.structs.replace(
     CAPABILITIES,
@@ -62,7 +63,7 @@ def asked(**fields: Any) -> dict[str, Any]:
 def test_a_virtual_population_is_let_in(fields: dict[str, Any]) -> None:
     spec = job(**asked(**fields))
 
-    assert spec.check(LARGE) is spec
+    assert check_job(spec, LARGE) is spec
 
 
 REFUSED: dict[str, tuple[dict[str, Any], type[JobError], tuple[str, ...], str]] = {
@@ -116,7 +117,7 @@ def test_what_a_virtual_population_cannot_have_is_refused(
     fields: dict[str, Any], error: type[JobError], paths: tuple[str, ...], mend: str
 ) -> None:
     with pytest.raises(error) as refusal:
-        job(**asked(**fields)).check(LARGE)
+        check_job(job(**asked(**fields)), LARGE)
 
     assert type(refusal.value) is error
     assert refusal.value.fields == paths
@@ -130,7 +131,7 @@ TOGETHER = {"runtime": {"kind": "native", "vectorized": True}}
 def test_small_sites_may_be_trained_together(kind: str) -> None:
     spec = job(**TOGETHER, strategy={"kind": kind})
 
-    assert spec.check(LARGE) is spec
+    assert check_job(spec, LARGE) is spec
 
 
 NOT_TOGETHER: dict[str, tuple[dict[str, Any], type[JobError], tuple[str, ...], str]] = {
@@ -204,7 +205,7 @@ def test_what_cannot_be_trained_together_is_refused(
     fields: dict[str, Any], error: type[JobError], paths: tuple[str, ...], mend: str
 ) -> None:
     with pytest.raises(error) as refusal:
-        job(**(TOGETHER | fields)).check(LARGE)
+        check_job(job(**(TOGETHER | fields)), LARGE)
 
     assert type(refusal.value) is error
     assert refusal.value.fields == paths

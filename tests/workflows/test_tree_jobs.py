@@ -9,8 +9,10 @@ import pytest
 
 from tests.workflows.jobs import CAPABILITIES, job
 from workflows.capabilities import Capabilities, Parameter
-from workflows.job import Inconsistent, JobSpec, most_model_bytes
+from workflows.job import Inconsistent, JobSpec
 from workflows.programs import BUILTIN
+from workflows.rules import check_job
+from workflows.rules.sizes import most_model_bytes
 
 TREES = "sha256:" + "c1" * 32
 OTHERS = "sha256:" + "c2" * 32
@@ -52,7 +54,7 @@ def trees(**fields: Any) -> JobSpec:
     ids=["a bag", "more local rounds", "turns", "Poisson", "the worst", "from an earlier one"],
 )
 def test_what_fits_is_taken(fields: dict[str, Any]) -> None:
-    assert trees(**fields).check(PLATFORM)
+    assert check_job(trees(**fields), PLATFORM)
 
 
 MLP = {"program": {"kind": "builtin", "name": "digits-mlp"}}
@@ -145,7 +147,7 @@ def test_what_does_not_fit_is_named_with_what_would(
     fields: dict[str, Any], at: tuple[str, ...], problem: str, mend: str
 ) -> None:
     with pytest.raises(Inconsistent, match=problem) as refused:
-        trees(**fields).check(PLATFORM)
+        check_job(trees(**fields), PLATFORM)
 
     assert (refused.value.fields, refused.value.mend) == (at, mend)
 
