@@ -64,6 +64,10 @@ class Checkpoint:
     memories: Mapping[str, Parameters] = field(default_factory=dict)
     versions: Mapping[int, Parameters] = field(default_factory=dict)
 
+    def given(self, asked: int) -> Parameters:
+        """The model that sites were given that were asked in the round after this, or earlier."""
+        return self.versions[asked] if asked <= self.state.round else self.state.params
+
 
 class _Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     version: int

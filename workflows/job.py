@@ -350,6 +350,11 @@ class JobSpec(Value, frozen=True):
         return self.cohort.selection.most(self.cohort_size, self.num_sites or self.cohort_size)
 
     @property
+    def fewest_updates(self) -> int:
+        """Updates without which there is no server step."""
+        return max(self.cohort.minimum, self.strategy.min_updates)
+
+    @property
     def has_memory(self) -> bool:
         """Whether sites keep something like the model from round to round."""
         return self.strategy.has_memory or self.codec.has_memory

@@ -1,148 +1,38 @@
 """The round loop, the same for every runtime: ask a cohort, fold its answers, step, record.
 
-A runtime brings an ``Exchange``, which carries questions and answers by its framework's means.
-Answers are folded as they come and then dropped, so memory does not grow with the cohort; a site
-is bound to its update by a commitment before the fold. After each round the server state
-and the transcript are on record, and a run that goes on from them computes the same bits.
+After each round the server state and the transcript are on record, and a run that goes on from them
+computes the same bits.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Final, Literal, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
 
 import msgspec
 import numpy as np
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET
 
 from sharing.object_store import Digest, digest_of
-from strategies import (
-    ROOT,
-    Parameters,
-    Partial,
-    ServerState,
-    Strategy,
-    StrategyError,
-    digest_of_fold,
-)
-from workflows.arrivals import Arrival, SitesAtWork
+from strategies import Parameters, Partial, ServerState, StrategyError, digest_of_fold
+from workflows.arrivals import SitesAtWork
 from workflows.canonical import canonical_bytes
 from workflows.causes import Cause, CauseCode
 from workflows.checkpoint import Best, Checkpoint, model_bytes, write_checkpoint
 from workflows.events import RoundFinished, RoundStarted, SiteDropped
-from workflows.folding import FoldedSites, SiteUpdate, Terms, fold_answer, is_foldable
+from workflows.exchange import LOSS, Federation, SiteMeasures
+from workflows.gathering import Gathering, ask_root, gather, gather_arrivals, require_quorum
 from workflows.job import Analysis, JobSpec
 from workflows.plan import RESULT, TALLY
 from workflows.run_folder import StepError, StepFolder
 from workflows.selection import Asked, Drawing, Drawn
 from workflows.tasks import SiteFailure
-from workflows.transcript import (
-    Candidate,
-    Commitment,
-    Dropped,
-    RoundTranscript,
-)
+from workflows.transcript import Candidate, Dropped, RoundTranscript
 
 HIGHER_IS_BETTER: Final[Mapping[str, bool]] = {"accuracy": True, "auroc": True, "mse": False}
-LOSS: Final = "loss"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Question:
-    """What a cohort is asked in a round.
-
-    Attributes:
-        round: Which it is asked in, from 1; seeds and signatures of the answers carry it.
-        sites: The cohort, sorted; or ``ROOT`` alone, which is the server's own data.
-        params: Global model, and beside it what else the strategy has travel; the same object as
-            long as it is the same model.
-        strategy: Whose client half applies.
-        deadline_s: How long to wait for the answers.
-        memories: What each site kept when it was last drawn; only those that kept something.
-        may_fold: Whether answers may come as a fold of them.
-        counts: How often each site counts in such a fold; None where it counts by its examples.
-    """
-
-    round: int
-    sites: tuple[str, ...]
-    params: Parameters
-    strategy: Strategy
-    deadline_s: float
-    memories: Mapping[str, Parameters] = field(default_factory=dict)
-    may_fold: bool = False
-    counts: Mapping[str, int] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class SiteMeasures:
-    """The global model on one site's held-out part, or on the central one (``site`` None)."""
-
-    site: str | None
-    values: Mapping[str, float]
-    num_examples: int
-
-
-class Exchange(Protocol):
-    """How a runtime reaches sites. Failures carry the site in their cause."""
-
-    def ask(self, question: Question) -> Iterator[SiteUpdate | FoldedSites | SiteFailure]:
-        """Have each site of the question train; each is in one outcome, in any order."""
-        ...
-
-    def measure(
-        self,
-        round: int,
-        params: Parameters,
-        sites: Sequence[str | None],
-    ) -> Iterator[SiteMeasures | SiteFailure]:
-        """Have ``params`` measured at each site; one outcome per site, in any order."""
-        ...
-
-    def tell_losses(
-        self, round: int, params: Parameters, sites: Sequence[str]
-    ) -> Iterator[SiteMeasures | SiteFailure]:
-        """Have the loss of ``params`` told on what each site trains on; one outcome per site."""
-        ...
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Federation:
-    """Who takes part, and how they are reached.
-
-    Attributes:
-        sites: All of them, sorted.
-        exchange: How.
-        directions: Of the program's own metrics.
-        num_examples: That each site trains on, for draws that go by it.
-        clock: Monotonic seconds.
-    """
-
-    sites: Sequence[str]
-    exchange: Exchange
-    directions: Mapping[str, Literal["maximize", "minimize"]] = field(default_factory=dict)
-    num_examples: Mapping[str, int] = field(default_factory=dict)
-    clock: Callable[[], float] = time.monotonic
-
-
-@dataclass(slots=True, eq=False)
-class Gathering:
-    """A round's answers as they come in, apart from what was folded.
-
-    ``asked`` are the sites that were, with the round in which they were; ``counts`` is how often
-    each counts, None where it counts by its examples.
-    """
-
-    counts: Mapping[str, int] | None = None
-    asked: dict[str, int] = field(default_factory=dict)
-    commitments: list[Commitment] = field(default_factory=list)
-    failures: dict[str, Cause] = field(default_factory=dict)
-    losses: dict[str, tuple[float, int]] = field(default_factory=dict)
-    memories: dict[str, Parameters] = field(default_factory=dict)
-    bytes_up: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -226,11 +116,11 @@ def _run_round(
     partial.population = len(federation.sites)
     partial.epochs = spec.local.epochs
     offered = spec.strategy.offer(before.state)
-    root = _ask_root(folder, federation, before, offered, partial) if drawn.sites else UNSET
+    root = ask_root(folder, federation, before, offered, partial) if drawn.sites else UNSET
     if at_work is None:
-        gathering = _gather(folder, federation, before, offered, drawn, partial)
+        gathering = gather(folder, federation, before, offered, drawn, partial)
     else:
-        gathering = _gather_arrivals(folder, federation, before, at_work, partial)
+        gathering = gather_arrivals(folder, federation, before, at_work, partial)
     cohort = tuple(sorted(gathering.asked))
     folded = digest_of_fold(partial)
     if cohort:
@@ -244,7 +134,7 @@ def _run_round(
         state,
         _choose(spec, federation, before.best, state, metrics),
         {**before.memories, **gathering.memories},
-        {asked: _given(before, asked) for asked in at_work.rounds} if at_work else {},
+        {asked: before.given(asked) for asked in at_work.rounds} if at_work else {},
     )
 
     transcript = canonical_bytes(
@@ -309,7 +199,7 @@ def _drawing(
 def _draw(spec: JobSpec, drawing: Drawing) -> Drawn:
     """Sites of a round as the job's selection draws them; none where it draws too few."""
     drawn = spec.cohort.selection.draw(drawing)
-    return drawn if len(drawn.sites) >= _fewest(spec) else Drawn(())
+    return drawn if len(drawn.sites) >= spec.fewest_updates else Drawn(())
 
 
 def _call(
@@ -339,12 +229,12 @@ def _call(
         elif outcome.num_examples >= spec.evaluate.minimum_count:
             losses[outcome.site or ""] = outcome.values[LOSS]
     causes = [failures[site] for site in sorted(failures)]
-    if causes and (len(losses) < _fewest(spec) or spec.cohort.on_site_failure == "fail"):
+    if causes and (len(losses) < spec.fewest_updates or spec.cohort.on_site_failure == "fail"):
         raise StepError(causes[0])
-    if len(losses) < _fewest(spec):
+    if len(losses) < spec.fewest_updates:
         detail = (
             f"{len(losses)} of {len(called)} candidates have evaluate.minimum_count = "
-            f"{spec.evaluate.minimum_count} examples, {_fewest(spec)} are needed"
+            f"{spec.evaluate.minimum_count} examples, {spec.fewest_updates} are needed"
         )
         raise StepError(_at(CauseCode.COHORT_TOO_SMALL, detail, round_))
     for cause in causes:
@@ -390,224 +280,17 @@ def _at_work(
     return at_work
 
 
-def _given(before: Checkpoint, asked: int) -> Parameters:
-    """The model that sites were given that were asked in the round after ``before``, or earlier."""
-    return before.versions[asked] if asked <= before.state.round else before.state.params
-
-
 def _blended(spec: JobSpec, before: Checkpoint, gathering: Gathering, round: int) -> ServerState:
     """The state that the strategy steps from, by what the folded answers began with."""
     asked = [gathering.asked[commitment.site] for commitment in gathering.commitments]
     return spec.strategy.blend(
-        before.state, [(_given(before, began), round - began) for began in sorted(asked)]
+        before.state, [(before.given(began), round - began) for began in sorted(asked)]
     )
 
 
 def _mean_staleness(gathering: Gathering, round: int) -> float | None:
     folded = [round - gathering.asked[one.site] for one in gathering.commitments]
     return sum(folded) / len(folded) if folded else None
-
-
-def _fewest(spec: JobSpec) -> int:
-    """Updates without which there is no step."""
-    return max(spec.cohort.minimum, spec.strategy.min_updates)
-
-
-def _ask_root(
-    folder: StepFolder,
-    federation: Federation,
-    before: Checkpoint,
-    offered: Parameters,
-    partial: Partial,
-) -> Commitment | UnsetType:
-    """Have the server's own data train, if the strategy wants that, ahead of the cohort.
-
-    Its update is kept in ``partial``, and bound by a commitment as a site's is.
-
-    Raises:
-        StepError: It could not, and there is nothing to go on with.
-    """
-    spec = folder.plan.spec
-    if not spec.strategy.wants_root:
-        return UNSET
-    question = Question(partial.round, (ROOT,), offered, spec.strategy, spec.cohort.deadline_s)
-    gathering = Gathering()
-    (outcome,) = federation.exchange.ask(question)
-    for cause in _fold(folder, outcome, question, partial, gathering):
-        detail = f"in training on the central part: {cause.detail}"
-        raise StepError(
-            msgspec.structs.replace(cause, detail=detail, site=None, round=partial.round)
-        )
-    return gathering.commitments[0]
-
-
-def _gather(
-    folder: StepFolder,
-    federation: Federation,
-    before: Checkpoint,
-    offered: Parameters,
-    drawn: Drawn,
-    partial: Partial,
-) -> Gathering:
-    """Ask the cohort, and a reserve for each site that is lost; fold what comes into ``partial``.
-
-    All of them share one deadline.
-    """
-    spec, gathering = folder.plan.spec, Gathering(drawn.counts)
-    wave, reserve = drawn.sites, drawn.reserve
-    began, left_s = federation.clock(), spec.cohort.deadline_s
-    while wave and left_s > 0:
-        question = Question(
-            round=partial.round,
-            sites=wave,
-            params=offered,
-            strategy=spec.strategy,
-            deadline_s=left_s,
-            memories={site: before.memories[site] for site in wave if site in before.memories},
-            may_fold=is_foldable(spec),
-            counts=drawn.counts,
-        )
-        num_lost = _ask(folder, federation, question, partial, gathering)
-        wave, reserve = tuple(sorted(reserve[:num_lost])), reserve[num_lost:]
-        left_s = spec.cohort.deadline_s - (federation.clock() - began)
-    return gathering
-
-
-def _gather_arrivals(
-    folder: StepFolder,
-    federation: Federation,
-    before: Checkpoint,
-    at_work: SitesAtWork,
-    partial: Partial,
-) -> Gathering:
-    """Ask the sites whose answers arrive next, and fold them, until the buffer is full.
-
-    An answer is computed when it arrives, from the model that its site was given. The place of one
-    that is lost goes to the next that arrives; when as many are lost as are at work, what came has
-    to do. All of them share one deadline.
-    """
-    spec, gathering = folder.plan.spec, Gathering()
-    buffer = spec.strategy.buffered or 0
-    most = buffer + spec.cohort_size
-    ends = federation.clock() + spec.cohort.deadline_s
-    while (missing := buffer - len(gathering.commitments)) and federation.clock() < ends:
-        arrived = at_work.arrive(min(missing, most - len(gathering.asked)))
-        if not arrived:
-            break
-        for asked in sorted({one.asked for one in arrived}):
-            question = Question(
-                round=asked,
-                sites=tuple(sorted(one.site for one in arrived if one.asked == asked)),
-                params=_given(before, asked),
-                strategy=spec.strategy,
-                deadline_s=max(0.0, ends - federation.clock()),
-            )
-            _ask(folder, federation, question, partial, gathering)
-    for late in at_work.step():
-        _give_up(folder, gathering, late, partial.round)
-    return gathering
-
-
-def _give_up(folder: StepFolder, gathering: Gathering, late: Arrival, round: int) -> None:
-    gathering.asked[late.site] = late.asked
-    detail = f"asked in round {late.asked}, and still at work after round {round}"
-    code = CauseCode.UPDATE_STALE
-    _drop(folder, gathering, Cause(code=code, detail=detail, site=late.site, round=round))
-
-
-def _ask(
-    folder: StepFolder,
-    federation: Federation,
-    question: Question,
-    partial: Partial,
-    gathering: Gathering,
-) -> int:
-    """Ask sites, and fold what comes into ``partial``; how many were lost to the round."""
-    gathering.asked |= dict.fromkeys(question.sites, question.round)
-    num_lost = 0
-    for outcome in federation.exchange.ask(question):
-        for cause in _fold(folder, outcome, question, partial, gathering):
-            _drop(folder, gathering, msgspec.structs.replace(cause, round=partial.round))
-            num_lost += 1
-    return num_lost
-
-
-def _fold(
-    folder: StepFolder,
-    answer: SiteUpdate | FoldedSites | SiteFailure,
-    question: Question,
-    partial: Partial,
-    gathering: Gathering,
-) -> Sequence[Cause]:
-    """Take in what one site, or some together, answered; the causes of those that are lost."""
-    plan, spec = folder.plan, folder.plan.spec
-    match answer:
-        case SiteFailure():
-            return (answer.cause,)
-        case FoldedSites():
-            answer.partial.population = partial.population
-            spec.strategy.merge(partial, answer.partial)
-            gathering.commitments += answer.commitments
-            gathering.losses.update(answer.losses)
-            gathering.bytes_up += answer.size_bytes
-            return answer.failures
-    terms = Terms(plan.plan_digest, plan.job, spec)
-    model = spec.strategy.model_of(question.params)
-    try:
-        commitment = fold_answer(terms, question.round, answer, model, partial, gathering.counts)
-    except SiteFailure as failure:
-        return (failure.cause,)
-    if spec.has_memory:
-        gathering.memories[answer.site] = answer.memory
-    gathering.commitments.append(commitment)
-    gathering.bytes_up += answer.size_bytes
-    if answer.loss is not None:
-        gathering.losses[answer.site] = (answer.loss, answer.num_examples)
-    return ()
-
-
-def _drop(folder: StepFolder, gathering: Gathering, cause: Cause) -> None:
-    """Note that a site is lost to the round.
-
-    Raises:
-        StepError: The job wants no round without it.
-    """
-    if folder.plan.spec.cohort.on_site_failure == "fail":
-        raise StepError(cause)
-    site = cause.site or ""
-    gathering.failures[site] = cause
-    folder.tell(SiteDropped, round=cause.round, site=site, cause=cause)
-
-
-def require_quorum(
-    spec: JobSpec,
-    round: int,
-    cohort: Sequence[str],
-    gathering: Gathering,
-) -> None:
-    """Raise unless enough of the cohort is in the sum.
-
-    Raises:
-        StepError: With the sites' own cause where all failed alike, else ``cohort-too-small``.
-    """
-    minimum = _fewest(spec)
-    folded = len(gathering.commitments)
-    if folded >= minimum:
-        return
-    causes = [gathering.failures[site] for site in sorted(gathering.failures)]
-    if len(causes) == len(cohort) and len({cause.code for cause in causes}) == 1:
-        detail = f"at every site of the cohort ({len(cohort)}); {causes[0].site}: "
-        first = msgspec.structs.replace(causes[0], site=None, detail=detail + causes[0].detail)
-        raise StepError(first)
-    first_lines = [f"{c.site}: {c.code}: {c.detail}" for c in causes[:10]]
-    raise StepError(
-        Cause(
-            code=CauseCode.COHORT_TOO_SMALL,
-            detail=f"{folded} of {len(cohort)} sites gave an update, {minimum} are needed",
-            round=round,
-            evidence="\n".join(first_lines),
-        )
-    )
 
 
 def _step(spec: JobSpec, state: ServerState, partial: Partial) -> ServerState:

@@ -33,6 +33,7 @@ from workflows.checkpoint import (
 )
 from workflows.data.preparation import site_names
 from workflows.data.virtual import Alike, SiteNames
+from workflows.exchange import Exchange, Federation
 from workflows.job import (
     DEFAULT_LABEL,
     Analysis,
@@ -44,7 +45,6 @@ from workflows.job import (
 )
 from workflows.program import BundleError, ProgramManifest, read_manifest, unpack
 from workflows.programs import builtin_folder
-from workflows.rounds import Exchange, Federation
 from workflows.run_folder import StepError, StepFolder
 from workflows.tasks import (
     AnyAnswer,

@@ -17,9 +17,10 @@ import pytest
 
 from tests.runtimes.run_folders import finished, inputs_after, job, lay, outputs, planned
 from workflows.checkpoint import read_checkpoint
+from workflows.exchange import Exchange, Federation, Question
 from workflows.flower_grid import ANSWERS, WorkerGrid, identify
 from workflows.job import JobSpec
-from workflows.rounds import Exchange, Federation, Question, run_rounds
+from workflows.rounds import run_rounds
 from workflows.run_folder import StepFolder
 from workflows.runtimes.flower import GridExchange
 from workflows.runtimes.native import DirectExchange

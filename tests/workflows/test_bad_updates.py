@@ -16,9 +16,10 @@ from tests.runtimes.run_folders import finished, job, lay, outputs, told
 from workflows.causes import Cause, CauseCode
 from workflows.checkpoint import Checkpoint
 from workflows.events import SiteDropped
+from workflows.exchange import Federation, Question, SiteMeasures
 from workflows.folding import SiteUpdate
 from workflows.job import JobSpec
-from workflows.rounds import Federation, Question, SiteMeasures, run_rounds
+from workflows.rounds import run_rounds
 from workflows.run_folder import StepError, StepFolder
 from workflows.seeds import derive
 from workflows.tasks import SiteFailure

@@ -18,15 +18,10 @@ from tests.runtimes.run_folders import finished, inputs_after, job, lay, outputs
 from workflows.causes import Cause, CauseCode
 from workflows.checkpoint import Checkpoint, model_bytes, read_checkpoint, read_model
 from workflows.events import RoundFinished, SiteDropped
+from workflows.exchange import Federation, Question, SiteMeasures
 from workflows.folding import SiteUpdate, codec_seed
 from workflows.job import JobSpec
-from workflows.rounds import (
-    Federation,
-    Question,
-    SiteMeasures,
-    run_rounds,
-    weighted_mean,
-)
+from workflows.rounds import run_rounds, weighted_mean
 from workflows.run_folder import StepError, StepFolder
 from workflows.seeds import derive
 from workflows.tasks import SiteFailure

@@ -28,9 +28,10 @@ from workflows.canonical import digest_value
 from workflows.causes import Cause, CauseCode
 from workflows.checkpoint import Checkpoint, read_checkpoint, read_model
 from workflows.events import SiteDropped
+from workflows.exchange import Federation
 from workflows.folding import SiteUpdate, codec_seed
 from workflows.job import JobSpec
-from workflows.rounds import Federation, run_rounds
+from workflows.rounds import run_rounds
 from workflows.run_folder import StepError, StepFolder
 from workflows.tasks import SiteFailure
 from workflows.transcript import (

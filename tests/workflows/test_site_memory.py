@@ -14,9 +14,9 @@ from tests.runtimes.run_folders import finished, inputs_after, job, outputs
 from tests.workflows.test_rounds import SITES, START, LocalSites, delta_of, federate
 from workflows.causes import Cause, CauseCode
 from workflows.checkpoint import Checkpoint, read_checkpoint, read_model
+from workflows.exchange import Question
 from workflows.folding import SiteUpdate, codec_seed
 from workflows.job import JobSpec
-from workflows.rounds import Question
 from workflows.run_folder import StepFolder
 from workflows.tasks import SiteFailure
 

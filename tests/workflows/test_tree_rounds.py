@@ -16,9 +16,10 @@ from tests.workflows.test_rounds import SITES, LocalSites
 from workflows.causes import CauseCode
 from workflows.checkpoint import Checkpoint, read_model
 from workflows.events import SiteDropped
+from workflows.exchange import Federation
 from workflows.folding import SiteUpdate
 from workflows.job import JobSpec
-from workflows.rounds import Federation, run_rounds
+from workflows.rounds import run_rounds
 from workflows.run_folder import StepError, StepFolder
 from workflows.tasks import SiteFailure
 from workflows.transcript import RoundTranscript

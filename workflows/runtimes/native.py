@@ -28,12 +28,13 @@ import msgspec
 
 from strategies import Parameters, Partial, ServerState
 from workflows.causes import Cause, CauseCode
+from workflows.exchange import LOSS, Question, SiteMeasures
 from workflows.folding import FoldedSites, SiteUpdate, codec_of, codec_seed, fold_of, training_seed
 from workflows.frames import Blob, FrameError, describe
 from workflows.groups import groups_of
 from workflows.model_file import ModelRef
 from workflows.plan import Plan
-from workflows.rounds import LOSS, Question, SiteMeasures, run_rounds
+from workflows.rounds import run_rounds
 from workflows.run_folder import StepFolder, run_step
 from workflows.simulation import beginning, federation_of, record, simulate
 from workflows.tasks import (
