@@ -85,7 +85,7 @@ class ArgoEngine:
         placement: Where pods go, and as what.
     """
 
-    abilities: EngineAbilities = EngineAbilities(reserves=True, gpus=True, priorities=True)
+    abilities: EngineAbilities = EngineAbilities(reserves=True, gpus=True)
 
     def __init__(self, cluster: Cluster, placement: Placement) -> None:
         self._cluster = cluster

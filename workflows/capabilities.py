@@ -96,12 +96,10 @@ class EngineAbilities(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     Attributes:
         reserves: Sets processors and memory aside as ``resources`` asks.
         gpus: Finds a machine with the GPUs that are asked for.
-        priorities: Starts jobs of a higher priority first.
     """
 
     reserves: bool = False
     gpus: bool = False
-    priorities: bool = False
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):

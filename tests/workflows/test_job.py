@@ -114,7 +114,7 @@ def test_what_fits_is_returned_as_it_is(fields: dict[str, Any]) -> None:
 
 
 def test_an_engine_that_reserves_is_asked_for_what_a_job_needs() -> None:
-    able = EngineAbilities(reserves=True, gpus=True, priorities=True)
+    able = EngineAbilities(reserves=True, gpus=True)
     asked = {"server": {"cpu": 8}, "site": {"memory_mb": 64, "gpu": 1}, "priority": "high"}
     spec = job(resources=asked)
 
