@@ -45,7 +45,7 @@ from benchmarks.report import RESULTS, Figure, run_benchmark
 from strategies import FedAvg, Parameters, Ring, Strategy
 from strategies.fedasync import FedAsync
 from strategies.fedbuff import FedBuff
-from workflows.arrivals import SitesAtWork, Virtual
+from workflows.arrivals import SitesAtWork, VirtualTime
 from workflows.seeds import derive
 
 SIGMAS: Final = (0.5, 1.0, 1.5)
@@ -107,7 +107,7 @@ def waiting(run: Run, needed: int) -> Iterator[tuple[float, Parameters]]:
 def stepping(run: Run) -> Iterator[tuple[float, Parameters]]:
     """Times and models of a server that steps while sites train."""
     state, ring = run.strategy.init(initial(run.seed)), Ring()
-    at_work = SitesAtWork(Virtual(sigma=run.sigma), run.seed, sites_of(run.seed), COHORT)
+    at_work = SitesAtWork(VirtualTime(sigma=run.sigma), run.seed, sites_of(run.seed), COHORT)
     versions = {1: state.params}
     while True:
         yield at_work.time, state.params

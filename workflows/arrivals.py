@@ -24,7 +24,7 @@ from msgspec import Meta
 from workflows.seeds import derive
 
 
-class Virtual(
+class VirtualTime(
     msgspec.Struct,
     frozen=True,
     kw_only=True,
@@ -69,7 +69,7 @@ class SitesAtWork:
         time: Virtual, of the last arrival; the median delay is 1.
     """
 
-    def __init__(self, arrivals: Virtual, seed: int, sites: Sequence[str], most: int) -> None:
+    def __init__(self, arrivals: VirtualTime, seed: int, sites: Sequence[str], most: int) -> None:
         """Nobody was asked yet.
 
         Args:

@@ -17,7 +17,7 @@ from privacy import AnyMechanism, Protection
 from sharing.object_store import Digest
 from strategies import AnyStrategy, FedAvg, Ring
 from workflows.analyses import AnyQuery
-from workflows.arrivals import Virtual as VirtualArrivals
+from workflows.arrivals import VirtualTime
 from workflows.codecs import AnyCodec, NoCodec
 from workflows.data.partitioners import AnyPartitioner, Iid
 from workflows.selection import AnySelection, Uniform
@@ -216,7 +216,7 @@ class Cohort(Value, frozen=True):
     deadline_s: Positive = 900.0
     on_site_failure: Literal["drop", "fail"] = "drop"
     selection: AnySelection = Uniform()
-    arrivals: VirtualArrivals | None = None
+    arrivals: VirtualTime | None = None
 
 
 class Limits(Value, frozen=True):

@@ -25,7 +25,7 @@ from strategies.tally import Tally
 from strategies.xgb_bagging import XgbBagging
 from tests.control_plane.conftest import People, job_spec
 from workflows.analyses.quantile import Quantile
-from workflows.arrivals import Virtual
+from workflows.arrivals import VirtualTime
 from workflows.capabilities import DatasetFacts, Parameter, ProgramFacts
 from workflows.codecs.int8 import Int8
 from workflows.job import (
@@ -332,7 +332,7 @@ async def test_a_dry_run_counts_what_travels_and_holds_the_base_too(
 async def test_a_dry_run_counts_the_answers_of_a_buffer(
     platform: Platform, admin: Principal
 ) -> None:
-    cohort = Cohort(size=4, arrivals=Virtual())
+    cohort = Cohort(size=4, arrivals=VirtualTime())
     spec = job_spec(
         program=Builtin(name="digits-mlp"), rounds=7, strategy=FedBuff(buffer=3), cohort=cohort
     )

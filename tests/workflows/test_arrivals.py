@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workflows.arrivals import Arrival, SitesAtWork, Virtual
+from workflows.arrivals import Arrival, SitesAtWork, VirtualTime
 
 SITES = tuple(f"site-{k:04}" for k in range(20))
 Round = tuple[list[Arrival], list[Arrival], float, set[int]]
@@ -20,7 +20,7 @@ def course(rounds: int, buffer: int, most: int, **fields: Any) -> list[Round]:
     """Of each round the answers, those given up, the time, and of which rounds sites are left."""
     sites = fields.pop("sites", SITES)
     seed = fields.pop("seed", 7)
-    at_work = SitesAtWork(Virtual(**fields), seed, sites, most)
+    at_work = SitesAtWork(VirtualTime(**fields), seed, sites, most)
     found = []
     for _ in range(rounds):
         arrived = at_work.arrive(buffer)
@@ -76,7 +76,7 @@ def test_what_holds_of_every_course(
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=6))
 def test_it_does_not_matter_in_how_many_parts_a_buffer_is_filled(parts: list[int]) -> None:
     """An answer that is lost makes the next one come for its place."""
-    whole, split = (SitesAtWork(Virtual(sigma=1), 1, SITES, 5) for _ in range(2))
+    whole, split = (SitesAtWork(VirtualTime(sigma=1), 1, SITES, 5) for _ in range(2))
 
     for _ in range(3):
         at_once = whole.arrive(sum(parts))
@@ -86,7 +86,7 @@ def test_it_does_not_matter_in_how_many_parts_a_buffer_is_filled(parts: list[int
 
 
 def test_more_answers_than_sites_do_not_come() -> None:
-    at_work = SitesAtWork(Virtual(), 1, SITES[:4], 2)
+    at_work = SitesAtWork(VirtualTime(), 1, SITES[:4], 2)
 
     assert len(at_work.arrive(10)) == 4
     assert at_work.arrive(1) == []
