@@ -6,11 +6,10 @@ in every runtime.
 
 from __future__ import annotations
 
-from importlib import import_module
-from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Union
 
 from strategies.fedavg import FedAvg
+from strategies.kinds import kinds_of
 from strategies.ring import Ring, RingTooSmall
 from strategies.sensitivity import Sensitivity
 from strategies.strategy import (
@@ -63,20 +62,7 @@ __all__ = (
     "require_memory",
 )
 
-
-def _leaves(cls: type[Strategy]) -> list[type[Strategy]]:
-    """Every strategy below ``cls``, in order of definition."""
-    return [leaf for sub in cls.__subclasses__() for leaf in (sub, *_leaves(sub))]
-
-
-for _module in iter_modules(__path__):
-    import_module(f"{__name__}.{_module.name}")
-
-KINDS: dict[str, type[Strategy]] = {
-    str(cls.__struct_config__.tag): cls
-    for cls in sorted(_leaves(Strategy), key=lambda cls: str(cls.__struct_config__.tag))
-    if "is_abstract" not in vars(cls)
-}
+KINDS = kinds_of(Strategy, __name__, __path__)
 
 if TYPE_CHECKING:
     AnyStrategy = Strategy

@@ -6,10 +6,9 @@ whose header lists ``*`` speaks it.
 
 from __future__ import annotations
 
-from importlib import import_module
-from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Union
 
+from strategies.kinds import kinds_of
 from workflows.codecs.codec import Codec, CodecError, Form, Undecodable, Unencodable
 from workflows.codecs.none import NoCodec
 
@@ -24,13 +23,7 @@ __all__ = (
     "Unencodable",
 )
 
-for _module in iter_modules(__path__):
-    import_module(f"{__name__}.{_module.name}")
-
-KINDS: dict[str, type[Codec]] = {
-    str(cls.__struct_config__.tag): cls
-    for cls in sorted(Codec.__subclasses__(), key=lambda cls: str(cls.__struct_config__.tag))
-}
+KINDS = kinds_of(Codec, __name__, __path__)
 
 if TYPE_CHECKING:
     AnyCodec = Codec

@@ -5,10 +5,9 @@ A kind is added by adding a module here; it then appears in ``cohort.selection``
 
 from __future__ import annotations
 
-from importlib import import_module
-from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Union
 
+from strategies.kinds import kinds_of
 from workflows.selection.selection import Asked, Drawing, Drawn, Misfit, Selection
 from workflows.selection.uniform import Uniform
 
@@ -23,13 +22,7 @@ __all__ = (
     "Uniform",
 )
 
-for _module in iter_modules(__path__):
-    import_module(f"{__name__}.{_module.name}")
-
-KINDS: dict[str, type[Selection]] = {
-    str(cls.__struct_config__.tag): cls
-    for cls in sorted(Selection.__subclasses__(), key=lambda cls: str(cls.__struct_config__.tag))
-}
+KINDS = kinds_of(Selection, __name__, __path__)
 
 if TYPE_CHECKING:
     AnySelection = Selection
