@@ -41,7 +41,7 @@ from benchmarks.convergence import (
     sites_of,
     worth,
 )
-from benchmarks.report import RESULTS, Figure, run_benchmark
+from benchmarks.report import Curves, Figure, run_benchmark
 from strategies import FedAvg, Parameters, Ring, Strategy
 from strategies.fedasync import FedAsync
 from strategies.fedbuff import FedBuff
@@ -181,8 +181,8 @@ Found = dict[tuple[float, str], list[Curve]]
 Best = dict[str, Strategy]
 
 
-def measure() -> list[Figure]:
-    """Tune, run, write table and plot; the figures are what the summary shows."""
+def measure() -> Curves:
+    """Tune on one seed, and run on the others."""
     start = time.monotonic()
     os.environ["OMP_NUM_THREADS"] = "1"
     ends = {sigma: horizon(sigma) for sigma in SIGMAS}
@@ -207,11 +207,6 @@ def measure() -> list[Figure]:
     found: Found = {(sigma, name): [] for sigma in SIGMAS for name in GRIDS}
     for run, curve in zip(runs, curves, strict=True):
         found[run.sigma, run.name].append(curve)
-    if "--keep" in sys.argv:
-        write_plot(found, ends, RESULTS / "asynchrony.png")
-    global _tables
-    _tables = tables(found, best, ends)
-    print(_tables)
     figures = [
         Figure(
             name=f"sigma {sigma:g}, {name}, final accuracy",
@@ -220,10 +215,13 @@ def measure() -> list[Figure]:
         )
         for (sigma, name), three in found.items()
     ]
-    return [*figures, Figure(name="whole run", unit="s", values=(time.monotonic() - start,))]
-
-
-_tables = ""
+    whole = Figure(name="whole run", unit="s", values=(time.monotonic() - start,))
+    return Curves(
+        figures=[*figures, whole],
+        tables=tables(found, best, ends),
+        plot=bound(write_plot, found, ends),
+        shows="Accuracy by virtual time",
+    )
 
 
 def tables(found: Found, best: Best, ends: dict[float, float]) -> str:
@@ -310,8 +308,8 @@ def write_plot(found: Found, ends: dict[float, float], path: Path) -> None:
 
 
 def main() -> int:
-    """Run it, and keep the tables beside the figures."""
-    code = run_benchmark(
+    """Say what is measured, and run it."""
+    return run_benchmark(
         "asynchrony",
         "Asynchrony in virtual time",
         f"digits-mlp on digits, divided by Dirichlet 0.1 over {SITES} sites, {COHORT} of them at "
@@ -332,11 +330,6 @@ def main() -> int:
         ["numpy", "torch"],
         measure,
     )
-    path = RESULTS / "asynchrony.md"
-    if "--keep" in sys.argv and path.exists():
-        plot = "![Accuracy by virtual time](asynchrony.png)\n"
-        path.write_text(f"{path.read_text()}\n{_tables}\n{plot}")
-    return code
 
 
 if __name__ == "__main__":

@@ -16,13 +16,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial as bound
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
 import numpy as np
 
-from benchmarks.report import RESULTS, Figure, run_benchmark
+from benchmarks.report import Curves, Figure, run_benchmark
 from strategies import KINDS, ClientHalf, FedAvg, ModelUpdate, Parameters, Ring, Strategy
 from strategies.fedavgm import FedAvgM
 from strategies.feddyn import FedDyn
@@ -219,8 +220,8 @@ def setting(strategy: Strategy) -> str:
     return f"{name} = {getattr(strategy, name):g}"
 
 
-def measure() -> list[Figure]:
-    """Tune, run, write table and plot; the figures are what the summary shows."""
+def measure() -> Curves:
+    """Tune on one seed, and run on the others."""
     arrays = {kind for kind, cls in KINDS.items() if cls.model_kind == "arrays"}
     untested = arrays - {str(g[0].__struct_config__.tag) for g in GRIDS.values()}
     if untested - set(ELSEWHERE):
@@ -244,19 +245,17 @@ def measure() -> list[Figure]:
     found: dict[str, list[Curve]] = {}
     for (name, _, _), curve in zip(work, curves, strict=True):
         found.setdefault(name, []).append(curve)
-    if "--keep" in sys.argv:
-        write_plot(found, RESULTS / "convergence.png")
-    global _table
-    _table = table(found, best)
-    print(_table)
     figures = [
         Figure(name=f"{name}, final accuracy", unit="", values=tuple(final(c) for c in three))
         for name, three in found.items()
     ]
-    return [*figures, Figure(name="whole run", unit="s", values=(time.monotonic() - start,))]
-
-
-_table = ""
+    whole = Figure(name="whole run", unit="s", values=(time.monotonic() - start,))
+    return Curves(
+        figures=[*figures, whole],
+        tables=table(found, best),
+        plot=bound(write_plot, found),
+        shows="Accuracy by round",
+    )
 
 
 def table(found: dict[str, list[Curve]], best: dict[str, Strategy]) -> str:
@@ -305,8 +304,8 @@ def write_plot(found: dict[str, list[Curve]], path: Path) -> None:
 
 
 def main() -> int:
-    """Run it, and keep the table beside the figures."""
-    code = run_benchmark(
+    """Say what is measured, and run it."""
+    return run_benchmark(
         "convergence",
         "Convergence of the optimisers",
         f"digits-mlp on digits, divided by Dirichlet 0.1 over {SITES} sites, {COHORT} of them a "
@@ -321,11 +320,6 @@ def main() -> int:
         ["numpy", "torch"],
         measure,
     )
-    path = RESULTS / "convergence.md"
-    if "--keep" in sys.argv and path.exists():
-        plot = "![Accuracy by round](convergence.png)\n"
-        path.write_text(f"{path.read_text()}\n{_table}\n{plot}")
-    return code
 
 
 if __name__ == "__main__":

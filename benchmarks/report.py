@@ -11,6 +11,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -60,6 +61,23 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
         return "| " + " | ".join(cells) + " |"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curves:
+    """What a benchmark found, where figures alone do not show it.
+
+    Attributes:
+        figures: Its summary.
+        tables: Markdown that stands below them.
+        plot: Draws the curves into a file.
+        shows: What they are, in words.
+    """
+
+    figures: Sequence[Figure]
+    tables: str = ""
+    plot: Callable[[Path], None] | None = None
+    shows: str = ""
+
+
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a reader needs to judge the figures and to run them again."""
 
@@ -71,6 +89,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     versions: dict[str, str]
     load: float
     figures: tuple[Figure, ...]
+    tables: str = ""
 
     def markdown(self) -> str:
         """As a page."""
@@ -86,6 +105,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
             "| what | median | spread | target | |",
             "|---|---|---|---|---|",
             *(figure.row() for figure in self.figures),
+            *(("", self.tables.rstrip("\n")) if self.tables else ()),
         ]
         return "\n".join(lines) + "\n"
 
@@ -95,28 +115,35 @@ def run_benchmark(
     title: str,
     about: str,
     packages: Sequence[str],
-    measure: Callable[[], Sequence[Figure]],
+    measure: Callable[[], Sequence[Figure] | Curves],
 ) -> int:
     """Measure, print and keep the report; the exit code tells whether every target was met."""
     parser = argparse.ArgumentParser(description=title)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--keep", action="store_true", help=f"write results/{name}.md")
     arguments = parser.parse_args()
-    load = os.getloadavg()[0]
+    load, commit = os.getloadavg()[0], _commit()
+    found = measure()
+    curves = found if isinstance(found, Curves) else Curves(figures=found)
     report = Report(
         title=title,
         about=about,
         command=f"python -m benchmarks.{name}",
-        commit=_commit(),
+        commit=commit,
         machine=_machine(),
         versions={"Python": platform.python_version()} | {p: version(p) for p in packages},
         load=load,
-        figures=tuple(measure()),
+        figures=tuple(curves.figures),
+        tables=curves.tables,
     )
     print(msgspec.json.encode(report).decode() if arguments.json else report.markdown())
     if arguments.keep:
         RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{name}.md").write_text(report.markdown())
+        page = report.markdown()
+        if curves.plot:
+            curves.plot(RESULTS / f"{name}.png")
+            page += f"\n![{curves.shows}]({name}.png)\n"
+        (RESULTS / f"{name}.md").write_text(page)
     short = [figure.name for figure in report.figures if not figure.is_met]
     if short:
         print("short of the target: " + ", ".join(short), file=sys.stderr)
