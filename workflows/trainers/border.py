@@ -76,7 +76,7 @@ class Program:
             raise refusal(f"program.py has no function `{name}`; define it")
         return function
 
-    def call(self, name: str, *arguments: object) -> Any:  # noqa: ANN401 - what a program returns
+    def call(self, name: str, /, *given: object, **named: object) -> Any:  # noqa: ANN401 - its own
         """Call its function ``name``.
 
         Raises:
@@ -84,7 +84,7 @@ class Program:
         """
         function = self.require(name)
         with developer_code(f"{name}()", self.folder):
-            return function(*arguments)
+            return function(*given, **named)
 
 
 @dataclass(frozen=True, slots=True)

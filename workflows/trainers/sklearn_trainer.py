@@ -68,9 +68,7 @@ class SklearnTrainer:
         self._shape = shape
         start = time.perf_counter()
         seed_everything(seed)
-        arguments = arguments_of_build(program, config, shape)
-        with developer_code("build()", program.folder):
-            self._pristine = program.require("build")(**arguments)
+        self._pristine = program.call("build", **arguments_of_build(program, config, shape))
         self._import_s = program.import_s + time.perf_counter() - start
         _require_supported(self._pristine, shape.classes)
         num_outputs = shape.classes if shape.classes > 2 else 1

@@ -406,9 +406,7 @@ class TorchTrainer:
 
     def _built(self, arguments: Mapping[str, Any], seed: int) -> torch.nn.Module:
         self._seed_all(seed)
-        build = self._program.require("build")
-        with developer_code("build()", self._program.folder):
-            model = build(**arguments)
+        model = self._program.call("build", **arguments)
         if not isinstance(model, torch.nn.Module):
             raise refusal(f"build() returned {type(model).__name__}; it must return an nn.Module")
         return model

@@ -87,9 +87,7 @@ class XgboostTrainer:
         self._seed = seed
         start = time.perf_counter()
         seed_everything(seed)
-        arguments = arguments_of_build(program, config, shape)
-        with developer_code("build()", program.folder):
-            built = program.require("build")(**arguments)
+        built = program.call("build", **arguments_of_build(program, config, shape))
         self._params = _params_of(built, shape.classes)
         xgb.set_config(nthread=1)  # for reading a model, which heeds no parameter: 54 ms, else 2
         self._empty = read_forest(self._empty_ensemble())
