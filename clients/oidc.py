@@ -133,7 +133,6 @@ class OidcClient:
         show(prompt)
         form = {
             "grant_type": _DEVICE_GRANT,
-            "client_id": client_id,
             "device_code": prompt.device_code,
             "code_verifier": verifier,
         }
@@ -141,7 +140,7 @@ class OidcClient:
         while clock() + pause_s < ends:
             sleep(pause_s)
             try:
-                answer = self._post(self._discovered().token_endpoint, form, Grant)
+                answer = self._token(client_id, form)
             except Unreachable:
                 pause_s *= 2  # RFC 8628 section 3.5
                 continue
@@ -167,12 +166,8 @@ class OidcClient:
             LoginRefused: The login has ended.
             Unreachable: The issuer does not answer.
         """
-        form = {
-            "grant_type": "refresh_token",
-            "client_id": client_id,
-            "refresh_token": refresh_token,
-        }
-        answer = self._post(self._discovered().token_endpoint, form, Grant)
+        form = {"grant_type": "refresh_token", "refresh_token": refresh_token}
+        answer = self._token(client_id, form)
         if isinstance(answer, _Refusal):
             raise LoginRefused(f"the login has ended ({_say(answer)}); run `foedus login --device`")
         return answer
@@ -184,12 +179,8 @@ class OidcClient:
             LoginRefused: The secret is wrong, or the client may not have tokens this way.
             Unreachable: The issuer does not answer.
         """
-        form = {
-            "grant_type": "client_credentials",
-            "client_id": client_id,
-            "client_secret": secret,
-        }
-        answer = self._post(self._discovered().token_endpoint, form, Grant)
+        form = {"grant_type": "client_credentials", "client_secret": secret}
+        answer = self._token(client_id, form)
         if isinstance(answer, _Refusal):
             raise LoginRefused(f"the issuer gives client {client_id} no token: {_say(answer)}")
         return answer
@@ -212,6 +203,11 @@ class OidcClient:
         answer = self._post(endpoint, form, msgspec.Raw)
         if isinstance(answer, _Refusal):
             raise LoginRefused(f"the issuer did not end the login: {_say(answer)}")
+
+    def _token(self, client_id: str, form: Mapping[str, str]) -> Grant | _Refusal:
+        """What the issuer says to a request for tokens, of whatever grant."""
+        form = {"client_id": client_id, **form}
+        return self._post(self._discovered().token_endpoint, form, Grant)
 
     def _discovered(self) -> Endpoints:
         """What the issuer says of itself, asked once."""
