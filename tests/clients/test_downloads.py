@@ -35,9 +35,14 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+def pull(target: Path, *answers: Answer, direct: bool = False) -> Path:
+    """Have the model pulled from a server that answers so, after it told what the model is."""
+    with serving(value(MODEL), *answers) as script, client(script.url) as foedus:
+        return foedus.models.pull("model-1", path=target, direct=direct)
+
+
 def test_a_model_is_pulled_whole(tmp_path: Path) -> None:
-    with serving(value(MODEL), reply(200, CONTENT)) as script, client(script.url) as foedus:
-        path = foedus.models.pull("model-1", path=tmp_path / "model.onnx")
+    path = pull(tmp_path / "model.onnx", reply(200, CONTENT))
 
     assert path.read_bytes() == CONTENT
     assert names(tmp_path) == ["model.onnx"]
@@ -57,8 +62,7 @@ def test_a_broken_download_is_resumed_where_it_broke(tmp_path: Path) -> None:
 def test_what_an_earlier_process_fetched_is_not_fetched_again(tmp_path: Path) -> None:
     (tmp_path / PARTIAL).write_bytes(CONTENT[:5000])
 
-    with serving(value(MODEL), part(5000)) as script, client(script.url) as foedus:
-        path = foedus.models.pull("model-1", path=tmp_path / "model.onnx")
+    path = pull(tmp_path / "model.onnx", part(5000))
 
     assert path.read_bytes() == CONTENT
     assert names(tmp_path) == ["model.onnx"]
@@ -67,8 +71,7 @@ def test_what_an_earlier_process_fetched_is_not_fetched_again(tmp_path: Path) ->
 def test_a_server_without_ranges_is_taken_from_the_start(tmp_path: Path) -> None:
     (tmp_path / PARTIAL).write_bytes(b"x" * 5000)
 
-    with serving(value(MODEL), reply(200, CONTENT)) as script, client(script.url) as foedus:
-        path = foedus.models.pull("model-1", path=tmp_path / "model.onnx")
+    path = pull(tmp_path / "model.onnx", reply(200, CONTENT))
 
     assert path.read_bytes() == CONTENT
 
@@ -76,11 +79,7 @@ def test_a_server_without_ranges_is_taken_from_the_start(tmp_path: Path) -> None
 def test_a_spoilt_beginning_is_thrown_away(tmp_path: Path) -> None:
     (tmp_path / PARTIAL).write_bytes(b"x" * 5000)
 
-    with (
-        serving(value(MODEL), part(5000), reply(200, CONTENT)) as script,
-        client(script.url) as foedus,
-    ):
-        path = foedus.models.pull("model-1", path=tmp_path / "model.onnx")
+    path = pull(tmp_path / "model.onnx", part(5000), reply(200, CONTENT))
 
     assert path.read_bytes() == CONTENT
 
@@ -90,12 +89,8 @@ def test_other_bytes_than_promised_are_not_kept(tmp_path: Path) -> None:
     target.write_bytes(b"an older model")
     forged = reply(200, b"x" * len(CONTENT))
 
-    with (
-        serving(value(MODEL), forged, forged) as script,
-        client(script.url) as foedus,
-        pytest.raises(DownloadCorrupt),
-    ):
-        foedus.models.pull("model-1", path=target)
+    with pytest.raises(DownloadCorrupt):
+        pull(target, forged, forged)
 
     assert target.read_bytes() == b"an older model"
     assert names(tmp_path) == ["model.onnx"]
@@ -123,12 +118,8 @@ def test_a_model_that_is_there_already_is_not_fetched(tmp_path: Path) -> None:
 def test_two_processes_do_not_mix_their_bytes(tmp_path: Path) -> None:
     with (tmp_path / PARTIAL).open("ab") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        with (
-            serving(value(MODEL)) as script,
-            client(script.url) as foedus,
-            pytest.raises(DownloadBusy),
-        ):
-            foedus.models.pull("model-1", path=tmp_path / "model.onnx")
+        with pytest.raises(DownloadBusy):
+            pull(tmp_path / "model.onnx")
 
 
 def test_a_folder_gets_a_file_named_after_the_model(tmp_path: Path) -> None:
@@ -144,12 +135,8 @@ def test_a_folder_gets_a_file_named_after_the_model(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
 
-    with (
-        serving(value(MODEL)) as script,
-        client(script.url) as foedus,
-        pytest.raises(FileRefused, match="file"),
-    ):
-        foedus.models.pull("model-1", path=tmp_path / "file" / "model.onnx")
+    with pytest.raises(FileRefused, match="file"):
+        pull(tmp_path / "file" / "model.onnx")
 
 
 def test_a_missing_variant_is_named_with_those_there_are(tmp_path: Path) -> None:
@@ -192,12 +179,8 @@ def test_a_link_is_followed_without_the_token_and_not_told(
 def test_what_a_link_leads_to_is_verified(tmp_path: Path) -> None:
     with serving(reply(200, b"x" * len(CONTENT)), reply(200, b"y" * len(CONTENT))) as store:
         link = reply(307, Location=f"{store.url}/bucket/object")
-        with (
-            serving(value(MODEL), link, link) as script,
-            client(script.url) as foedus,
-            pytest.raises(DownloadCorrupt),
-        ):
-            foedus.models.pull("model-1", path=tmp_path / "model.onnx", direct=True)
+        with pytest.raises(DownloadCorrupt):
+            pull(tmp_path / "model.onnx", link, link, direct=True)
 
     assert names(tmp_path) == []
 
@@ -205,33 +188,21 @@ def test_what_a_link_leads_to_is_verified(tmp_path: Path) -> None:
 def test_a_link_that_is_void_is_refused_and_not_told(tmp_path: Path) -> None:
     with serving(reply(403, b"<Error/>")) as store:
         link = reply(307, Location=f"{store.url}/bucket/object?X-Amz-Signature=hidden")
-        with (
-            serving(value(MODEL), link) as script,
-            client(script.url) as foedus,
-            pytest.raises(ApiError, match="refused its own link") as refused,
-        ):
-            foedus.models.pull("model-1", path=tmp_path / "model.onnx", direct=True)
+        with pytest.raises(ApiError, match="refused its own link") as refused:
+            pull(tmp_path / "model.onnx", link, direct=True)
 
     assert "hidden" not in str(refused.value)
 
 
 def test_a_link_over_plain_http_to_another_machine_is_not_followed(tmp_path: Path) -> None:
     link = reply(307, Location="http://192.0.2.1/bucket/object?X-Amz-Signature=hidden")
-    with (
-        serving(value(MODEL), link) as script,
-        client(script.url) as foedus,
-        pytest.raises(NotSecure, match="the link would travel in the clear") as refused,
-    ):
-        foedus.models.pull("model-1", path=tmp_path / "model.onnx", direct=True)
+    with pytest.raises(NotSecure, match="the link would travel in the clear") as refused:
+        pull(tmp_path / "model.onnx", link, direct=True)
 
     assert "hidden" not in str(refused.value)
 
 
 def test_a_redirect_that_was_not_asked_for_is_not_followed(tmp_path: Path) -> None:
     elsewhere = reply(307, Location="http://127.0.0.1:1/")
-    with (
-        serving(value(MODEL), elsewhere) as script,
-        client(script.url) as foedus,
-        pytest.raises(ApiError, match="307"),
-    ):
-        foedus.models.pull("model-1", path=tmp_path / "model.onnx")
+    with pytest.raises(ApiError, match="307"):
+        pull(tmp_path / "model.onnx", elsewhere)
