@@ -386,22 +386,27 @@ async def test_a_run_that_another_replica_took_is_left_alone(
         assert await _version(a, job) == before + 1  # the cancellation alone
 
 
+async def _both_admitting(a: Platform, b: Platform, admin: Principal) -> list[str]:
+    """Two replicas admit a job each at the same time, and then both end; what was refused, how."""
+    acts = []
+    for platform in (a, b):
+        job = (await submit_job(platform, admin, job_spec(), None)).id
+        held = await leases.take(platform.database, platform.replica, [job], 10.0)
+        reconciler = Reconciler(platform, ScriptedEngine(), lambda: "here")
+        acts.append(reconciler._admit(await reconciler._view(job, held[job])))
+
+    refused = await asyncio.gather(*acts, return_exceptions=True)
+
+    async with a.database.writing() as transaction:
+        await transaction.execute(update(JOB).values(phase="failed", settled=True))
+    return [type(one).__name__ for one in refused if one is not None]
+
+
 async def test_the_last_slot_is_given_away_once(records_url: str, tmp_path: Path) -> None:
     async with two(tmp_path, records_url) as (a, b, admin):
         a, b = (replace(p, rules=replace(RULES, max_running=1)) for p in (a, b))
         for _ in range(10):
-            acts = []
-            for platform in (a, b):
-                job = (await submit_job(platform, admin, job_spec(), None)).id
-                held = await leases.take(platform.database, platform.replica, [job], 10.0)
-                reconciler = Reconciler(platform, ScriptedEngine(), lambda: "here")
-                acts.append(reconciler._admit(await reconciler._view(job, held[job])))
-
-            refused = await asyncio.gather(*acts, return_exceptions=True)
-
-            assert [type(one).__name__ for one in refused if one is not None] == ["_Changed"]
-            async with a.database.writing() as transaction:
-                await transaction.execute(update(JOB).values(phase="failed", settled=True))
+            assert await _both_admitting(a, b, admin) == ["_Changed"]
 
 
 async def test_the_last_room_in_a_quota_is_given_away_once(
@@ -411,18 +416,7 @@ async def test_the_last_room_in_a_quota_is_given_away_once(
         for bounds in (QuotaChange(running=1), QuotaChange(running=None, workers=4)):
             await change_quota(a, admin, "home", bounds)
             for _ in range(5):
-                acts = []
-                for platform in (a, b):
-                    job = (await submit_job(platform, admin, job_spec(), None)).id
-                    held = await leases.take(platform.database, platform.replica, [job], 10.0)
-                    reconciler = Reconciler(platform, ScriptedEngine(), lambda: "here")
-                    acts.append(reconciler._admit(await reconciler._view(job, held[job])))
-
-                refused = await asyncio.gather(*acts, return_exceptions=True)
-
-                assert [type(one).__name__ for one in refused if one is not None] == ["_Changed"]
-                async with a.database.writing() as transaction:
-                    await transaction.execute(update(JOB).values(phase="failed", settled=True))
+                assert await _both_admitting(a, b, admin) == ["_Changed"]
 
 
 async def test_the_last_open_job_of_a_quota_is_taken_once_and_every_act_is_in_the_log(
