@@ -105,7 +105,7 @@ async def list_organisations(
 ) -> Slice[Organisation]:
     """Organisations, newest first: all of them for whoever runs the platform, else one's own."""
     query = select(ORGANISATION).order_by(ORGANISATION.c.id.desc()).limit(limit + 1)
-    if not await _is_host(platform, who):
+    if not await may_for_all(platform, who, Action.MANAGE_ORGANISATIONS):
         query = query.where(ORGANISATION.c.id == who.organisation)
     if before is not None:
         query = query.where(ORGANISATION.c.id < before)
@@ -123,7 +123,7 @@ async def add_user(platform: Platform, who: Principal, new: NewUser) -> User:
     """
     if not may(who.roles, Action.MANAGE_USERS, Relation.OWNER):
         raise Forbidden("only an admin may add users")
-    is_host = await _is_host(platform, who)
+    is_host = await may_for_all(platform, who, Action.MANAGE_ORGANISATIONS)
     async with naming(new.name), platform.database.writing() as transaction:
         organisation = await find_organisation(transaction, new.organisation)
         if organisation is None or not (is_host or organisation == who.organisation):
@@ -149,7 +149,7 @@ async def list_users(
     if not may(who.roles, Action.MANAGE_USERS, Relation.OWNER):
         raise Forbidden("only an admin may list users")
     query = select(USER).order_by(USER.c.id.desc()).limit(limit + 1)
-    if not await _is_host(platform, who):
+    if not await may_for_all(platform, who, Action.MANAGE_ORGANISATIONS):
         query = query.where(USER.c.organisation == who.organisation)
     if before is not None:
         query = query.where(USER.c.id < before)
@@ -269,11 +269,8 @@ async def _reaches(platform: Platform, who: Principal, user: str) -> bool:
     row = await platform.database.one_or_none(select(USER.c.organisation).where(USER.c.id == user))
     if row is None or not may(who.roles, Action.MANAGE_USERS, Relation.OWNER):
         return False
-    return row.organisation == who.organisation or await _is_host(platform, who)
-
-
-async def _is_host(platform: Platform, who: Principal) -> bool:
-    """True for an admin of the organisation that runs the platform."""
+    if row.organisation == who.organisation:
+        return True
     return await may_for_all(platform, who, Action.MANAGE_ORGANISATIONS)
 
 
