@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from clients.identity import IdentityUnavailable, NotAuthentic, NotEntitled, Pri
 from clients.resources import Role
 from control_plane.enrolment import ExternalUser
 from control_plane.ids import TOKEN_PREFIX, external_user_id, hash_of_token
+from control_plane.known_callers import KNOWN_FOR, KnownCallers
 from control_plane.local_identity import LocalIdentity
 from control_plane.settings import KeycloakSettings
 
@@ -47,8 +47,7 @@ KEYS_FRESH: Final = timedelta(minutes=5)
 KEYS_PAUSE: Final = timedelta(seconds=10)
 """Between two fetches, however many tokens name keys that nobody knows."""
 FETCH_S: Final = 5
-REMEMBERED_FOR: Final = timedelta(minutes=1)
-MAX_REMEMBERED: Final = 4096
+MOST_KNOWN: Final = 4096
 
 log = structlog.get_logger()
 
@@ -235,12 +234,6 @@ class RealmKeys:
             self._fetched = self._tried
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
-    principal: Principal
-    until: datetime
-
-
 class KeycloakIdentity:
     """Adapter of ``IdentityProvider``.
 
@@ -262,28 +255,23 @@ class KeycloakIdentity:
         self._local = local
         self._enrol = enrol
         self._now = now
-        self._known: OrderedDict[str, _Known] = OrderedDict()
+        self._known = KnownCallers(MOST_KNOWN)
 
     async def authenticate(self, credential: str) -> Principal:
         if credential.startswith(TOKEN_PREFIX):
             return await self._local.authenticate(credential)
         hashed = hash_of_token(credential)
         now = self._now()
-        known = self._known.get(hashed)
-        if known and now < known.until:
-            self._known.move_to_end(hashed)
-            return known.principal
+        if (known := self._known.find(hashed, now)) is not None:
+            return known
         settings = self._settings
         token = read_token(credential)
         judge(token, settings.issuer_url, settings.audience, now)
         verify(token, await self._keys.find(token.header.kid))
         user = user_of(token, settings.organisation_claim, settings.roles)
         principal = await self._enrol(user)
-        longest = now + REMEMBERED_FOR
-        ends = min(longest.timestamp(), token.claims.exp)
-        self._known[hashed] = _Known(principal, datetime.fromtimestamp(ends, UTC))
-        if len(self._known) > MAX_REMEMBERED:
-            self._known.popitem(last=False)
+        ends = min((now + KNOWN_FOR).timestamp(), token.claims.exp)
+        self._known.add(hashed, principal, datetime.fromtimestamp(ends, UTC))
         return principal
 
     def forget(self) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Final
 
 import msgspec
@@ -14,23 +12,17 @@ from sqlalchemy import bindparam, select
 from clients.identity import NotAuthentic, Principal
 from clients.resources import Role
 from control_plane.ids import TOKEN_PREFIX, hash_of_token
+from control_plane.known_callers import KNOWN_FOR, KnownCallers
 from control_plane.records.database import Database
 from control_plane.records.tables import TOKEN, USER
 
-REMEMBERED_FOR: Final = timedelta(minutes=1)
-MAX_REMEMBERED: Final = 1024
+MOST_KNOWN: Final = 1024
 _SELECT: Final = (
     select(USER.c.id, USER.c.name, USER.c.organisation, USER.c.roles, TOKEN.c.expires_at)
     .join(TOKEN, TOKEN.c.user_id == USER.c.id)
     .where(TOKEN.c.hash == bindparam("hash"))
 )
 _ROLES: Final = msgspec.json.Decoder(frozenset[Role])
-
-
-@dataclass(frozen=True, slots=True)
-class _Known:
-    principal: Principal
-    until: datetime
 
 
 class LocalIdentity:
@@ -43,7 +35,7 @@ class LocalIdentity:
     def __init__(self, database: Database, now: Callable[[], datetime]) -> None:
         self._database = database
         self._now = now
-        self._known: OrderedDict[str, _Known] = OrderedDict()
+        self._known = KnownCallers(MOST_KNOWN)
         self._generation = 0
         self._remembers = True
 
@@ -52,10 +44,8 @@ class LocalIdentity:
             raise NotAuthentic("this is no token of this platform")
         hashed = hash_of_token(credential)
         now = self._now()
-        known = self._known.get(hashed)
-        if known and now < known.until:
-            self._known.move_to_end(hashed)
-            return known.principal
+        if (known := self._known.find(hashed, now)) is not None:
+            return known
         generation = self._generation
         row = await self._database.one_or_none(_SELECT, {"hash": hashed})
         if row is None:
@@ -69,10 +59,8 @@ class LocalIdentity:
             roles=_ROLES.decode(row.roles),
         )
         if self._remembers and generation == self._generation:
-            until = now + REMEMBERED_FOR
-            self._known[hashed] = _Known(principal, min(until, row.expires_at or until))
-            if len(self._known) > MAX_REMEMBERED:
-                self._known.popitem(last=False)
+            until = now + KNOWN_FOR
+            self._known.add(hashed, principal, min(until, row.expires_at or until))
         return principal
 
     def forget(self) -> None:
