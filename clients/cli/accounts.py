@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clients.cli.connection import client, connect, read_settings
-from clients.cli.output import AsJson, moment, say, say_json, say_table, tell
+from clients.cli.output import AsJson, moment, say, say_each, say_json, tell
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -116,15 +116,16 @@ def list_tokens(as_json: AsJson = False) -> None:
     """List your tokens, newest first; their secrets are known to nobody."""
     with connect() as foedus:
         found = tuple(foedus.tokens.list())
-    if as_json:
-        say_json(found)
-        return
-    say_table(
+    say_each(
+        found,
         ("ID", "LABEL", "MADE", "EXPIRES"),
-        (
-            (token.id, token.label, moment(token.created_at), moment(token.expires_at) or "never")
-            for token in found
+        lambda token: (
+            token.id,
+            token.label,
+            moment(token.created_at),
+            moment(token.expires_at) or "never",
         ),
+        as_json=as_json,
     )
 
 

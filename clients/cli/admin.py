@@ -15,7 +15,7 @@ import typer
 
 from clients.cli import keycloak
 from clients.cli.connection import connect
-from clients.cli.output import AsJson, moment, say, say_json, say_table, size
+from clients.cli.output import AsJson, moment, say, say_each, say_json, say_table, size
 from clients.cli.platform import server_environment
 from clients.cli.refusals import UNSUCCESSFUL
 
@@ -160,22 +160,18 @@ def list_audit(
 
     with connect() as foedus:
         entries = tuple(itertools.islice(foedus.admin.audit(since and since.astimezone()), limit))
-    if as_json:
-        say_json(entries)
-        return
-    say_table(
+    say_each(
+        entries,
         ("NUMBER", "AT", "ACTOR", "ACTION", "OBJECT", "OUTCOME"),
-        (
-            (
-                str(entry.number),
-                moment(entry.at),
-                entry.actor or "the platform",
-                entry.action,
-                entry.object,
-                entry.outcome,
-            )
-            for entry in entries
+        lambda entry: (
+            str(entry.number),
+            moment(entry.at),
+            entry.actor or "the platform",
+            entry.action,
+            entry.object,
+            entry.outcome,
         ),
+        as_json=as_json,
     )
 
 

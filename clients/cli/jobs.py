@@ -10,7 +10,17 @@ from typing import Annotated
 import typer
 
 from clients.cli.connection import connect
-from clients.cli.output import AsJson, moment, number, printable, say, say_json, say_table, size
+from clients.cli.output import (
+    AsJson,
+    moment,
+    number,
+    printable,
+    say,
+    say_each,
+    say_json,
+    say_table,
+    size,
+)
 
 JobId = Annotated[str, typer.Argument(metavar="ID", help="Id of the job.")]
 
@@ -80,23 +90,19 @@ def jobs(
         raise typer.BadParameter(f"use one of {known}", param_hint="--phase") from None
     with connect() as foedus:
         found = tuple(islice(foedus.jobs(phase=wanted, name=name), limit))
-    if as_json:
-        say_json(found)
-        return
-    say_table(
+    say_each(
+        found,
         ("ID", "NAME", "PHASE", "ROUND", "LOSS", "METRICS", "SUBMITTED"),
-        (
-            (
-                job.id,
-                job.name,
-                str(job.phase),
-                f"{job.round}/{job.rounds}",
-                number(job.loss),
-                " ".join(f"{key}={number(value)}" for key, value in job.metrics.items()),
-                moment(job.created_at),
-            )
-            for job in found
+        lambda job: (
+            job.id,
+            job.name,
+            str(job.phase),
+            f"{job.round}/{job.rounds}",
+            number(job.loss),
+            " ".join(f"{key}={number(value)}" for key, value in job.metrics.items()),
+            moment(job.created_at),
         ),
+        as_json=as_json,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from clients.cli.connection import connect
-from clients.cli.output import AsJson, moment, number, say, say_json, say_table, size
+from clients.cli.output import AsJson, moment, number, say, say_each, say_json, size
 
 app = typer.Typer(no_args_is_help=True, help="Trained models: list, fetch, try.")
 Variant = Annotated[str, typer.Option(help="onnx-fp32 or safetensors.")]
@@ -24,21 +24,17 @@ def list_models(
     """List published models, newest first."""
     with connect() as foedus:
         found = tuple(islice(foedus.models.list(), limit))
-    if as_json:
-        say_json(found)
-        return
-    say_table(
+    say_each(
+        found,
         ("ID", "NAME", "METRICS", "VARIANTS", "PUBLISHED"),
-        (
-            (
-                model.id,
-                model.name,
-                " ".join(f"{key}={number(value)}" for key, value in model.metrics.items()),
-                " ".join(f"{form.name}({size(form.size_bytes)})" for form in model.variants),
-                moment(model.created_at),
-            )
-            for model in found
+        lambda model: (
+            model.id,
+            model.name,
+            " ".join(f"{key}={number(value)}" for key, value in model.metrics.items()),
+            " ".join(f"{form.name}({size(form.size_bytes)})" for form in model.variants),
+            moment(model.created_at),
         ),
+        as_json=as_json,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from clients.cli.connection import connect
-from clients.cli.output import AsJson, moment, say, say_json, say_table, size
+from clients.cli.output import AsJson, moment, say, say_each, say_json, size
 from clients.cli.refusals import UNSUCCESSFUL
 
 programs = typer.Typer(no_args_is_help=True, help="Your own code: begin, check, upload.")
@@ -81,21 +81,17 @@ def list_programs(limit: Limit = 20, as_json: AsJson = False) -> None:
     """List uploaded programs, newest first."""
     with connect() as foedus:
         found = tuple(islice(foedus.programs.list(), limit))
-    if as_json:
-        say_json(found)
-        return
-    say_table(
+    say_each(
+        found,
         ("DIGEST", "NAME", "FRAMEWORK", "SIZE", "UPLOADED"),
-        (
-            (
-                program.digest,
-                program.name,
-                program.facts.framework,
-                size(program.size_bytes),
-                moment(program.created_at),
-            )
-            for program in found
+        lambda program: (
+            program.digest,
+            program.name,
+            program.facts.framework,
+            size(program.size_bytes),
+            moment(program.created_at),
         ),
+        as_json=as_json,
     )
 
 
@@ -120,20 +116,16 @@ def list_datasets(limit: Limit = 20, as_json: AsJson = False) -> None:
     """List uploaded data sets, newest first."""
     with connect() as foedus:
         found = tuple(islice(foedus.datasets.list(), limit))
-    if as_json:
-        say_json(found)
-        return
-    say_table(
+    say_each(
+        found,
         ("DIGEST", "NAME", "EXAMPLES", "CLASSES", "SIZE", "UPLOADED"),
-        (
-            (
-                dataset.digest,
-                dataset.name,
-                str(dataset.facts.num_examples),
-                str(dataset.facts.num_classes),
-                size(dataset.size_bytes),
-                moment(dataset.created_at),
-            )
-            for dataset in found
+        lambda dataset: (
+            dataset.digest,
+            dataset.name,
+            str(dataset.facts.num_examples),
+            str(dataset.facts.num_classes),
+            size(dataset.size_bytes),
+            moment(dataset.created_at),
         ),
+        as_json=as_json,
     )
