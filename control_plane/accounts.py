@@ -26,7 +26,7 @@ from control_plane.authorisation import Action, Relation, may
 from control_plane.hosts import FIRST_ORGANISATION, may_for_all, require_host
 from control_plane.ids import EXTERNAL_USER, hash_of_token, new_id, new_token
 from control_plane.notices import REVOKED
-from control_plane.pages import Slice, cut
+from control_plane.pages import Slice, cut, newest
 from control_plane.platform import Platform
 from control_plane.records.database import Transaction
 from control_plane.records.tables import COLLABORATION, MEMBER, ORGANISATION, TOKEN, USER
@@ -104,11 +104,9 @@ async def list_organisations(
     platform: Platform, who: Principal, limit: int, before: str | None = None
 ) -> Slice[Organisation]:
     """Organisations, newest first: all of them for whoever runs the platform, else one's own."""
-    query = select(ORGANISATION).order_by(ORGANISATION.c.id.desc()).limit(limit + 1)
+    query = newest(select(ORGANISATION), ORGANISATION.c.id, limit, before)
     if not await may_for_all(platform, who, Action.MANAGE_ORGANISATIONS):
         query = query.where(ORGANISATION.c.id == who.organisation)
-    if before is not None:
-        query = query.where(ORGANISATION.c.id < before)
     rows = await platform.database.rows(query)
     return cut([(row.id, _organisation(row)) for row in rows], limit)
 
@@ -148,11 +146,9 @@ async def list_users(
     """
     if not may(who.roles, Action.MANAGE_USERS, Relation.OWNER):
         raise Forbidden("only an admin may list users")
-    query = select(USER).order_by(USER.c.id.desc()).limit(limit + 1)
+    query = newest(select(USER), USER.c.id, limit, before)
     if not await may_for_all(platform, who, Action.MANAGE_ORGANISATIONS):
         query = query.where(USER.c.organisation == who.organisation)
-    if before is not None:
-        query = query.where(USER.c.id < before)
     rows = await platform.database.rows(query)
     return cut([(row.id, _user(row)) for row in rows], limit)
 
@@ -195,9 +191,7 @@ async def list_tokens(
 ) -> Slice[Token]:
     """The caller's tokens, without their secrets, newest first."""
     query = select(TOKEN).where(TOKEN.c.user_id == who.user)
-    if before is not None:
-        query = query.where(TOKEN.c.id < before)
-    rows = await platform.database.rows(query.order_by(TOKEN.c.id.desc()).limit(limit + 1))
+    rows = await platform.database.rows(newest(query, TOKEN.c.id, limit, before))
     return cut([(row.id, _token(row)) for row in rows], limit)
 
 

@@ -20,7 +20,7 @@ from clients.identity import Principal
 from clients.resources import AuditEntry, AuditVerification
 from control_plane.authorisation import Action, Relation, may
 from control_plane.hosts import may_for_all, require_host
-from control_plane.pages import Slice, cut
+from control_plane.pages import Slice, cut, newest
 from control_plane.platform import Platform
 from control_plane.records.database import Transaction
 from control_plane.records.tables import AUDIT, AUDIT_HEAD
@@ -105,13 +105,12 @@ async def list_audit(
     Raises:
         Forbidden: The caller may not read the log.
     """
-    query = select(AUDIT).order_by(AUDIT.c.number.desc()).limit(limit + 1)
     if not may(who.roles, Action.READ_AUDIT, Relation.OWNER):
         raise Forbidden("only an admin or an auditor may read the audit log")
+    place = None if before is None else int(before)
+    query = newest(select(AUDIT), AUDIT.c.number, limit, place)
     if not await may_for_all(platform, who, Action.READ_AUDIT):
         query = query.where(AUDIT.c.organisation == who.organisation)
-    if before is not None:
-        query = query.where(AUDIT.c.number < int(before))
     if since is not None:
         query = query.where(AUDIT.c.at >= since)
     rows = await platform.database.rows(query)

@@ -13,7 +13,7 @@ from control_plane import audit
 from control_plane.accounts import find_organisation, naming
 from control_plane.authorisation import Action, Relation, may
 from control_plane.ids import new_id
-from control_plane.pages import Slice, cut
+from control_plane.pages import Slice, cut, newest
 from control_plane.platform import Platform
 from control_plane.records.database import Transaction
 from control_plane.records.tables import COLLABORATION, MEMBER
@@ -78,10 +78,7 @@ async def list_collaborations(
     platform: Platform, who: Principal, limit: int, before: str | None = None
 ) -> Slice[Collaboration]:
     """Those that the caller's organisation is a member of, newest first."""
-    query = _of(who).order_by(COLLABORATION.c.id.desc()).limit(limit + 1)
-    if before is not None:
-        query = query.where(COLLABORATION.c.id < before)
-    rows = await platform.database.rows(query)
+    rows = await platform.database.rows(newest(_of(who), COLLABORATION.c.id, limit, before))
     return cut([(row.id, await _collaboration(platform, row)) for row in rows], limit)
 
 

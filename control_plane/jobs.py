@@ -17,7 +17,7 @@ from control_plane.authorisation import Action, may, relation_of
 from control_plane.event_hub import CLOSED, Told, encode
 from control_plane.journal import Fact, load, record
 from control_plane.objects import release
-from control_plane.pages import Slice, Versioned, cut
+from control_plane.pages import Slice, Versioned, cut, newest
 from control_plane.platform import Platform
 from control_plane.records.tables import (
     ARTIFACT,
@@ -88,9 +88,7 @@ async def list_jobs(
     name: str | None = None,
 ) -> Slice[Job]:
     """The jobs of the caller's collaborations, newest first."""
-    query = _SEEN.order_by(JOB.c.id.desc()).limit(limit + 1)
-    if before is not None:
-        query = query.where(JOB.c.id < before)
+    query = newest(_SEEN, JOB.c.id, limit, before)
     if phase is not None:
         query = query.where(JOB.c.phase == phase)
     if name is not None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+
+from sqlalchemy import ColumnElement, Select
 
 T = TypeVar("T")
 
@@ -33,6 +35,22 @@ class Versioned(Generic[T]):
 
     value: T
     version: int
+
+
+def newest(
+    query: Select[Any], place: ColumnElement[Any], limit: int, before: object = None
+) -> Select[Any]:
+    """``query``, newest first, and one row more than ``limit``.
+
+    Args:
+        query: Of the list.
+        place: What a row is sorted by; it grows with time.
+        limit: Of the page.
+        before: The place after which the page begins; None for the first one.
+    """
+    if before is not None:
+        query = query.where(place < before)
+    return query.order_by(place.desc()).limit(limit + 1)
 
 
 def cut(items: Sequence[tuple[str, T]], limit: int) -> Slice[T]:
