@@ -12,6 +12,7 @@ import numpy as np
 
 from strategies import ROOT, Parameters, ServerState, SiteShare, Strategy
 from workflows.analyses.columns import Columns
+from workflows.answering import answer_to
 from workflows.causes import Cause, CauseCode
 from workflows.codecs import AnyCodec, Unencodable
 from workflows.data.preparation import Prepared as PreparedData
@@ -49,7 +50,6 @@ from workflows.trainers import load_trainer
 from workflows.trainers.analysis_trainer import AnalysisTrainer
 from workflows.trainers.client_half import Share, conclude, train_site
 from workflows.trainers.trainer import GroupTrainer, Measured, ProgramError, Trainer
-from workflows.worker import attempt
 
 
 class NotOpened(Exception):
@@ -201,7 +201,7 @@ class Workbench:
         updates: list[SiteUpdate] = []
         sites: list[FoldedSite | Failed] = []
         for site in task.sites:
-            answer, _ = attempt(train, site, [], spec.limits.output_mb)
+            answer, _ = answer_to(train, site, [], spec.limits.output_mb)
             if isinstance(answer, Failed):
                 sites.append(answer)
                 continue

@@ -10,24 +10,18 @@ from __future__ import annotations
 import os
 import socket
 import sys
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from strategies.tiles import set_num_threads
-from workflows.causes import Cause, CauseCode
+from workflows.answering import Handler, answer_to
 from workflows.confinement import confine, die_with
-from workflows.data.examples import DataError
-from workflows.frames import Blob, FrameError, receive_frame, send_frame, size_of
-from workflows.tasks import Answer, AnyTask, Failed
-from workflows.trainers.trainer import ProgramError
+from workflows.frames import FrameError, receive_frame, send_frame
+from workflows.tasks import AnyTask
 from workflows.workers import Ready, Station
-
-EVIDENCE_CHARS = 4000
-Handler = Callable[[Any, list[bytes]], tuple[Answer, Sequence[Blob]]]
 
 
 def serve(station: Station, handle: Handler, tasks: Any) -> None:  # noqa: ANN401 - a union
@@ -55,37 +49,9 @@ def serve(station: Station, handle: Handler, tasks: Any) -> None:  # noqa: ANN40
             task, blobs = receive_frame(connection, decoder, sys.maxsize)
         except FrameError:
             return
-        answer, made = attempt(handle, task, blobs, station.limits.output_mb)
+        answer, made = answer_to(handle, task, blobs, station.limits.output_mb)
         sys.stdout.flush()
         send_frame(connection, answer, made)
-
-
-def attempt(
-    handle: Handler, task: object, blobs: list[bytes], output_mb: int
-) -> tuple[Answer, Sequence[Blob]]:
-    """Do one task; whatever the program does short of ending the process becomes an answer."""
-    try:
-        answer, made = handle(task, blobs)
-    except ProgramError as error:
-        return Failed(cause=error.cause), ()
-    except DataError as error:
-        return _failed(CauseCode.DATA_UNREADABLE, str(error)), ()
-    except MemoryError:
-        return _failed(CauseCode.PROGRAM_OUT_OF_MEMORY, "an allocation was refused"), ()
-    except SystemExit as error:
-        return _failed(CauseCode.PROGRAM_DIED, f"it called sys.exit({error.code!r})"), ()
-    except Exception as error:  # noqa: BLE001 - border to code that is not ours
-        return _failed(CauseCode.PLATFORM_BUG, f"{type(error).__name__}: {error}"[:500]), ()
-    size_bytes = size_of(*made)
-    if size_bytes > output_mb << 20:
-        detail = f"{size_bytes} bytes, of limits.output_mb = {output_mb}"
-        return Failed(cause=Cause(code=CauseCode.PROGRAM_OUTPUT_TOO_LARGE, detail=detail)), ()
-    return answer, made
-
-
-def _failed(code: CauseCode, detail: str) -> Failed:
-    evidence = traceback.format_exc()[-EVIDENCE_CHARS:]
-    return Failed(cause=Cause(code=code, detail=detail, evidence=evidence))
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -11,12 +11,12 @@ from strategies.tally import Tally
 from workflows.analyses import Query
 from workflows.analyses.count import Count
 from workflows.analyses.mean import Mean, Ranged
+from workflows.answering import answer_to
 from workflows.causes import CauseCode
 from workflows.job import Local, Partitioned
 from workflows.model_file import lay_model
 from workflows.tasks import Failed, Initial, OpenQuery, Prepare, Train, TrainedSite
 from workflows.workbench import NotOpened, Workbench
-from workflows.worker import attempt
 
 TEXTS = Count(column="y", values=("cat", "dog"))
 
@@ -34,7 +34,7 @@ def answered(folder: Path, query: Query, minimum_count: int = 1) -> TrainedSite 
     bench.handle(Initial(), [])
     model = lay_model(query.blank(), folder / "table", 1)
     task = Train(site="site-0001", model=model, local=Local(), strategy=Tally(), seed=0)
-    answer, _ = attempt(bench.handle, task, [], 64)
+    answer, _ = answer_to(bench.handle, task, [], 64)
     assert isinstance(answer, TrainedSite | Failed)
     return answer
 
