@@ -1,6 +1,6 @@
 """A round's answers, folded as they come and then dropped, so memory does not grow with the cohort.
 
-A site is bound to its update by a signed commitment before the fold.
+A site is bound to its update by a commitment before the fold.
 """
 
 from __future__ import annotations
