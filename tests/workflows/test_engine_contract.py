@@ -15,14 +15,6 @@ from workflows.engine import Activity, EngineUnavailable, PlanRefused, WorkflowE
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def plane(tmp_path: Path) -> Iterator[ControlPlaneDouble]:
-    plane = ControlPlaneDouble(tmp_path / "endpoint")
-    plane.start()
-    yield plane
-    plane.stop()
-
-
 @pytest.fixture(params=["local"])
 def engine(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[WorkflowEngine]:
     assert request.param == "local"

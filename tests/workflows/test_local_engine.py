@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import anyio
@@ -52,25 +51,6 @@ root, endpoint_file = sys.argv[1:]
 engine = LocalEngine(Path(root), endpoint_file=Path(endpoint_file), environ={})
 anyio.run(engine.remove, "job-1", 1)
 """
-
-
-@pytest.fixture
-def plane(tmp_path: Path) -> Iterator[ControlPlaneDouble]:
-    plane = ControlPlaneDouble(tmp_path / "endpoint")
-    plane.start()
-    yield plane
-    plane.stop()
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[LocalEngine]:
-    with engine_at(tmp_path / "attempts", tmp_path / "endpoint") as engine:
-        yield engine
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    return tmp_path / "attempts" / "job-1" / "1"
 
 
 @pytest.mark.parametrize("moment", range(6))

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -24,14 +23,6 @@ from workflows.plan import Plan
 from workflows.pod import exit_code, summarise
 
 DIGEST = f"sha256:{'5' * 64}"
-
-
-@pytest.fixture
-def plane(tmp_path: Path) -> Iterator[ControlPlaneDouble]:
-    plane = ControlPlaneDouble(tmp_path / "endpoint")
-    plane.start()
-    yield plane
-    plane.stop()
 
 
 class Pod:

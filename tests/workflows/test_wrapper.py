@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import anyio
@@ -34,25 +33,6 @@ from workflows.manifest import Manifest
 from workflows.plan import Plan
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def plane(tmp_path: Path) -> Iterator[ControlPlaneDouble]:
-    plane = ControlPlaneDouble(tmp_path / "endpoint")
-    plane.start()
-    yield plane
-    plane.stop()
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[LocalEngine]:
-    with engine_at(tmp_path / "attempts", tmp_path / "endpoint") as engine:
-        yield engine
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    return tmp_path / "attempts" / "job-1" / "1"
 
 
 async def result_of(engine: LocalEngine, plane: ControlPlaneDouble, plan: Plan) -> Observation:
