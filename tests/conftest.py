@@ -5,7 +5,12 @@ from __future__ import annotations
 import signal
 
 import pytest
+from hypothesis import settings
 from pytest_socket import socket_allow_hosts
+
+# How long one example takes is the machine's load, not a property of the code under test.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture

@@ -79,9 +79,7 @@ async def test_what_is_put_can_be_got(store: ObjectStore, content: bytes) -> Non
     assert await read(store, stored.digest) == content
 
 
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     pieces=st.lists(st.binary(max_size=300), max_size=8),
     start=st.integers(0, 2500),

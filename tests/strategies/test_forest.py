@@ -228,7 +228,7 @@ WHOLE = json.loads(grown(3, 0, 2, depth=2))
 PLACES = places(WHOLE)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(changes=st.lists(st.tuples(st.sampled_from(PLACES), VALUES), min_size=1, max_size=3))
 def test_a_document_with_changed_values_is_refused_or_harmless(
     changes: list[tuple[tuple[Any, ...], Any]],
@@ -246,7 +246,7 @@ def test_a_document_with_changed_values_is_refused_or_harmless(
     _refused_or_harmless(json.dumps(altered(WHOLE, change)).encode())
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     at=st.integers(0, len(grown(3, 0, 2, depth=2)) - 1),
     length=st.integers(0, 3),

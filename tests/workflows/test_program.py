@@ -211,7 +211,7 @@ def test_what_is_no_archive_is_refused(tmp_path: Path, content: bytes) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["archive"]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.sampled_from([tar_of(GOOD), gzip.compress(tar_of(GOOD), mtime=0), zip_of(GOOD)]), st.data()
 )

@@ -12,7 +12,7 @@ from workflows.step_log import TAIL_BYTES, StepLog
 LIMIT_BYTES = 1 << 17
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(sizes=st.lists(st.integers(0, 50_000), max_size=12))
 def test_the_beginning_and_the_end_are_kept_however_it_is_chunked(
     tmp_path_factory: pytest.TempPathFactory, sizes: list[int]

@@ -214,7 +214,7 @@ def test_a_missing_label_is_an_error_of_its_own(tmp_path: Path) -> None:
         inspect_dataset(csv_file(tmp_path, GOOD_CSV), "colour")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.sampled_from(["npz", "npz-packed", "parquet"]), st.data())
 def test_damaged_bytes_give_a_data_error_or_a_data_set(
     tmp_path_factory: pytest.TempPathFactory, kind: str, data: st.DataObject

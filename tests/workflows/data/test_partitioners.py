@@ -5,7 +5,7 @@ from itertools import chain
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from workflows.data.examples import PartitionError
@@ -31,7 +31,6 @@ def split(partitioner: AnyPartitioner, y: np.ndarray, sites: int, seed: int = 0)
     return [part.tolist() for part in parts]
 
 
-@settings(deadline=None)
 @given(PARTITIONERS, LABELS, st.integers(1, 10), st.integers(0, 99))
 def test_every_example_is_at_one_site_and_none_is_empty(
     partitioner: AnyPartitioner, y: np.ndarray, sites: int, seed: int
@@ -47,7 +46,6 @@ def test_every_example_is_at_one_site_and_none_is_empty(
     assert (y == before).all()
 
 
-@settings(deadline=None)
 @given(st.integers(1, 4), st.floats(1e-3, 1), st.integers(0, 99))
 def test_no_dirichlet_site_is_below_the_minimum(minimum: int, alpha: float, seed: int) -> None:
     y = np.arange(40) % 3
