@@ -8,13 +8,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal, Protocol
+from typing import Literal, Protocol
 
 from strategies import Parameters, Strategy
 from workflows.folding import FoldedSites, SiteUpdate
 from workflows.tasks import SiteFailure
-
-LOSS: Final = "loss"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -10,7 +10,6 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import msgspec
 import numpy as np
@@ -23,16 +22,15 @@ from workflows.canonical import canonical_bytes
 from workflows.causes import Cause, CauseCode
 from workflows.checkpoint import Best, Checkpoint, model_bytes, write_checkpoint
 from workflows.events import RoundFinished, RoundStarted, SiteDropped
-from workflows.exchange import LOSS, Federation, SiteMeasures
+from workflows.exchange import Federation, SiteMeasures
 from workflows.gathering import Gathering, ask_root, gather, gather_arrivals, require_quorum
 from workflows.job import Analysis, JobSpec
+from workflows.metrics import HIGHER_IS_BETTER, LOSS
 from workflows.plan import RESULT, TALLY
 from workflows.run_folder import StepError, StepFolder
 from workflows.selection import Asked, Drawing, Drawn
 from workflows.tasks import SiteFailure
 from workflows.transcript import Candidate, Dropped, RoundTranscript
-
-HIGHER_IS_BETTER: Final[Mapping[str, bool]] = {"accuracy": True, "auroc": True, "mse": False}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from sharing.object_store import is_digest
 from strategies.tally import Tally
 from workflows.capabilities import Capabilities, DatasetFacts
 from workflows.data.virtual import Virtual
 from workflows.job import DEFAULT_LABEL, Inconsistent, JobSpec, Unsupported
+from workflows.metrics import HIGHER_IS_BETTER, OF_CLASSES
 from workflows.rules.named import dataset_of, kind_of, one_of, partitioned, program_of
 from workflows.rules.sizes import fewest_per_site, most_held_out, num_training
-
-CLASS_METRICS: Final = frozenset({"accuracy", "auroc"})
-BUILTIN_METRICS: Final = CLASS_METRICS | {"mse"}
 
 
 def require_data(spec: JobSpec, capabilities: Capabilities) -> None:
@@ -105,7 +101,7 @@ def require_evaluation(spec: JobSpec, capabilities: Capabilities) -> None:
     if len(set(metrics)) < len(metrics):
         raise Inconsistent(("evaluate.metrics",), "one is named twice", "name each once")
     facts, dataset = program_of(spec, capabilities), dataset_of(spec, capabilities)
-    known = sorted(BUILTIN_METRICS | set(facts.metrics))
+    known = sorted({*HIGHER_IS_BETTER, *facts.metrics})
     for index, metric in enumerate(metrics):
         path = f"evaluate.metrics[{index}]"
         if metric not in known:
@@ -124,10 +120,12 @@ def require_evaluation(spec: JobSpec, capabilities: Capabilities) -> None:
 
 def _require_metric_fits(path: str, metric: str, dataset: DatasetFacts) -> None:
     fields = (path, "data.dataset")
-    if dataset.num_classes == 0 and metric in CLASS_METRICS:
+    if dataset.num_classes == 0 and metric in OF_CLASSES:
         raise Inconsistent(fields, f"{metric} needs classes, the targets are real", "use mse")
-    if dataset.num_classes != 0 and metric == "mse":
-        raise Inconsistent(fields, "mse needs real targets, there are classes", "use accuracy")
+    if dataset.num_classes != 0 and metric not in OF_CLASSES:
+        raise Inconsistent(
+            fields, f"{metric} needs real targets, there are classes", "use accuracy"
+        )
     if dataset.num_classes != 2 and metric == "auroc":
         problem = f"auroc is for two classes, there are {dataset.num_classes}"
         raise Inconsistent(fields, problem, "use accuracy")

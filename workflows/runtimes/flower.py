@@ -44,7 +44,7 @@ from flwr.serverapp import Grid, ServerApp
 from strategies import ROOT, AnyStrategy, Parameters
 from workflows.causes import Cause, CauseCode
 from workflows.codecs import AnyCodec
-from workflows.exchange import LOSS, Question, SiteMeasures
+from workflows.exchange import Question, SiteMeasures
 from workflows.flower_grid import (
     ANSWERS,
     RUN_ID,
@@ -60,6 +60,7 @@ from workflows.flower_grid import (
 from workflows.folding import SiteUpdate, codec_of, codec_seed, training_seed
 from workflows.frames import Blob
 from workflows.job import JobSpec, Local
+from workflows.metrics import LOSS
 from workflows.rounds import run_rounds
 from workflows.run_folder import StepFolder, run_step
 from workflows.simulation import beginning, federation_of, record, simulate

@@ -28,10 +28,11 @@ import msgspec
 
 from strategies import Parameters, Partial, ServerState
 from workflows.causes import Cause, CauseCode
-from workflows.exchange import LOSS, Question, SiteMeasures
+from workflows.exchange import Question, SiteMeasures
 from workflows.folding import FoldedSites, SiteUpdate, codec_of, codec_seed, fold_of, training_seed
 from workflows.frames import Blob, FrameError, describe
 from workflows.groups import groups_of
+from workflows.metrics import LOSS
 from workflows.model_file import ModelRef
 from workflows.plan import Plan
 from workflows.rounds import run_rounds

@@ -25,6 +25,7 @@ import numpy as np
 from strategies import Parameters
 from workflows.capabilities import Parameter
 from workflows.causes import Cause, CauseCode
+from workflows.metrics import HIGHER_IS_BETTER, LOSS
 from workflows.program import ManifestInvalid, ProgramManifest, read_manifest
 from workflows.trainers.trainer import ProgramError
 
@@ -41,7 +42,6 @@ COMMON_PACKAGES: Final = (
     "safetensors",
 )
 MODULE: Final = "program"
-BUILT_IN_METRICS: Final = ("accuracy", "auroc", "loss", "mse")
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,10 +270,10 @@ def require_metrics(program: Program, metrics: Sequence[str]) -> None:
     Raises:
         ProgramError: One is not.
     """
-    declared = program.manifest.metrics
+    declared, built_in = program.manifest.metrics, sorted((*HIGHER_IS_BETTER, LOSS))
     for name in metrics:
-        if name not in BUILT_IN_METRICS and name not in declared:
-            known = ", ".join([*BUILT_IN_METRICS, *declared])
+        if name not in built_in and name not in declared:
+            known = ", ".join([*built_in, *declared])
             raise refusal(f"metric `{name}` is unknown; there are {known}")
 
 
