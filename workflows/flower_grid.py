@@ -37,8 +37,8 @@ from flwr.supercore.task_identity import TaskIdentity
 from workflows.causes import Cause, CauseCode
 from workflows.frames import Blob
 from workflows.model_file import ModelRef, map_model
+from workflows.pool import Pool
 from workflows.tasks import Answer, AnyAnswer, Reply, SiteFailure, Task
-from workflows.workers import WorkerPool
 
 RUN_ID: Final = 1
 SERVER_NODE_ID: Final = 1
@@ -247,7 +247,7 @@ class WorkerGrid(Grid):  # type: ignore[misc]  # flwr is untyped here
     of their ttl bounds how long they are waited for.
     """
 
-    def __init__(self, pool: WorkerPool[Deliver], sites: Sequence[str]) -> None:
+    def __init__(self, pool: Pool[Deliver], sites: Sequence[str]) -> None:
         self._pool = pool
         self._sites = dict(enumerate(sites, start=SERVER_NODE_ID + 1))
         self._numbers = itertools.count(1)

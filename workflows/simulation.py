@@ -43,6 +43,7 @@ from workflows.job import (
     JobSpec,
     Partitioned,
 )
+from workflows.pool import Pool
 from workflows.program import BundleError, ProgramManifest, read_manifest, unpack
 from workflows.programs import builtin_folder
 from workflows.run_folder import StepError, StepFolder
@@ -59,6 +60,8 @@ from workflows.tasks import (
 from workflows.transcript import RoundTranscript, TranscriptInvalid, verify_chain
 from workflows.workers import WorkerPool
 
+WORK: Final = "work"
+"""Scratch folder of the workers; ``data`` in it is what they opened."""
 MOST_WORKERS: Final = 4
 """Unless the job asks for more: each holds the framework, some 300 MB with torch."""
 
@@ -79,7 +82,7 @@ class Simulation:
     num_examples: Mapping[str, int]
     facts: ProgramFacts
     manifest: ProgramManifest | None
-    pool: WorkerPool[Any]
+    pool: Pool[Any]
 
 
 @contextlib.contextmanager
@@ -109,7 +112,7 @@ def simulate(
         )
     is_analysis = isinstance(spec.program, Analysis)
     program, manifest = (None, None) if is_analysis else lay_program(folder)
-    scratch, inputs = folder.scratch("work"), folder.files.inputs
+    scratch, inputs = folder.scratch(WORK), folder.files.inputs
     workers: WorkerPool[Any] = WorkerPool(
         num_workers=num_workers or _num_workers(folder),
         limits=spec.limits,

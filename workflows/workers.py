@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import queue
 import signal
 import socket
 import subprocess
@@ -25,7 +24,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Final, Generic, TypeVar
+from typing import IO, Any, Final
 
 import msgspec
 import numpy as np
@@ -34,6 +33,7 @@ from workflows.causes import Cause, CauseCode
 from workflows.frames import Blob, FrameError, FrameTooLarge, receive_frame, send_frame
 from workflows.job import Limits
 from workflows.model_file import ModelRef, lay_model
+from workflows.pool import Pool, T
 from workflows.processes import scrubbed
 from workflows.tasks import AnyAnswer, Failed, Reply, SiteFailure, Task
 
@@ -44,8 +44,6 @@ MOST_PROCESSES: Final = 64
 """That a worker may have below it."""
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 _OUTSIDE_SIGNALS: Final = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP, -signal.SIGINT)
-
-T = TypeVar("T", bound=Task)
 
 
 class Station(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,7 +125,7 @@ class _Lost(Exception):
         self.from_outside = from_outside
 
 
-class WorkerPool(Generic[T]):
+class WorkerPool(Pool[T]):
     """Some workers, replaced as they die.
 
     Use it as a context manager: leaving it ends every worker.
@@ -155,7 +153,6 @@ class WorkerPool(Generic[T]):
             readable: What workers may read beyond ``folder`` and Python itself.
             log: Where their stdout and stderr go; None for those of this process.
         """
-        self.num_workers = num_workers
         self.limits = limits
         self.folder = folder.resolve()
         self.confined: tuple[str, ...] = ()
@@ -205,12 +202,15 @@ class WorkerPool(Generic[T]):
             Path(self._model[1].path).unlink(missing_ok=True)
 
     @property
+    def num_workers(self) -> int:
+        return len(self._lanes)
+
+    @property
     def pids(self) -> tuple[int, ...]:
         """Processes of the workers that run now."""
         return tuple(lane.process.pid for lane in self._lanes if lane.process)
 
     def call(self, task: Task, blobs: Sequence[Blob] = ()) -> Future[Reply]:
-        """Give ``task`` to the next free worker; a ``SiteFailure`` is the future's exception."""
         job = _Job(task, blobs, Future())
         with self._wake:
             self._queue.append(job)
@@ -233,10 +233,6 @@ class WorkerPool(Generic[T]):
         return [job.future.result() for job in jobs]
 
     def broadcast(self, params: Mapping[str, np.ndarray]) -> ModelRef:
-        """Lay ``params`` where every worker can map them; the model before is deleted.
-
-        The same object again is the same model, and is not written again.
-        """
         if self._model and self._model[0] is params:
             return self._model[1]
         self._versions += 1
@@ -246,40 +242,6 @@ class WorkerPool(Generic[T]):
         if before:
             Path(before[1].path).unlink(missing_ok=True)
         return self._model[1]
-
-    def as_completed(
-        self, tasks: Iterable[tuple[T, Sequence[Blob]]], deadline_s: float | None = None
-    ) -> Iterator[tuple[T, Reply | SiteFailure]]:
-        """Answers as they come, in any order, while every worker is kept busy.
-
-        No more than a few answers wait here at a time, however many tasks there are. Tasks that
-        are unanswered after ``deadline_s`` seconds, or when the iterator is closed, are given up,
-        and the workers that still are at them are replaced.
-        """
-        ends = None if deadline_s is None else time.monotonic() + deadline_s
-        source = iter(tasks)
-        done: queue.SimpleQueue[Future[Reply]] = queue.SimpleQueue()
-        pending: dict[Future[Reply], T] = {}
-        try:
-            while True:
-                for task, blobs in islice(source, 2 * self.num_workers - len(pending)):
-                    future = self.call(task, blobs)
-                    pending[future] = task
-                    future.add_done_callback(done.put)
-                if not pending:
-                    return
-                try:
-                    wait_s = None if ends is None else max(0.0, ends - time.monotonic())
-                    future = done.get(timeout=wait_s)
-                except queue.Empty:
-                    break
-                yield pending.pop(future), _outcome(future)
-            late = [*pending.values(), *(task for task, _ in source)]
-        finally:
-            self._give_up(pending)
-        detail = f"no answer within {deadline_s:g} s"
-        for task in late:
-            yield task, SiteFailure(Cause(code=CauseCode.DEADLINE_PASSED, detail=detail))
 
     def _give_up(self, pending: Iterable[Future[Reply]]) -> None:
         running = {future for future in pending if not future.cancel() and not future.done()}
@@ -492,10 +454,3 @@ def resident_kb(pid: int) -> int:
     except (OSError, IndexError):
         return 0
     return pages * (_PAGE_BYTES >> 10)
-
-
-def _outcome(future: Future[Reply]) -> Reply | SiteFailure:
-    try:
-        return future.result()
-    except SiteFailure as failure:
-        return failure

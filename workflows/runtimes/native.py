@@ -35,6 +35,7 @@ from workflows.groups import groups_of
 from workflows.metrics import LOSS
 from workflows.model_file import ModelRef
 from workflows.plan import Plan
+from workflows.pool import Pool
 from workflows.rounds import run_rounds
 from workflows.run_folder import StepFolder, run_step
 from workflows.simulation import beginning, federation_of, record, simulate
@@ -48,7 +49,6 @@ from workflows.tasks import (
     TrainedSite,
     TrainMany,
 )
-from workflows.workers import WorkerPool
 
 Work: TypeAlias = Train | TrainMany | Measure
 
@@ -67,7 +67,7 @@ class DirectExchange:
     so a fold of its making is trusted no less; that it cannot wrap the sums is made sure of here.
     """
 
-    def __init__(self, pool: WorkerPool[Any], plan: Plan, num_examples: Mapping[str, int]) -> None:
+    def __init__(self, pool: Pool[Any], plan: Plan, num_examples: Mapping[str, int]) -> None:
         self._pool = pool
         self._num_examples = num_examples
         self._plan = plan

@@ -26,7 +26,7 @@ from workflows.checkpoint import CheckpointUnreadable, read_model
 from workflows.data.preparation import open_prepared
 from workflows.run_directory import write_whole
 from workflows.run_folder import StepError, StepFolder, run_step
-from workflows.simulation import Simulation, simulate
+from workflows.simulation import WORK, Simulation, simulate
 from workflows.steps.card import ModelSignature
 from workflows.tasks import Export
 
@@ -49,7 +49,7 @@ def translate(folder: StepFolder) -> None:
     """The step."""
     wants_onnx = bool(folder.plan.spec.output.onnx)
     with simulate(folder, num_workers=1) as simulation:
-        signature = _described(simulation)
+        signature = _described(folder, simulation)
         written = _export(folder, simulation) if wants_onnx else None
     if written:
         exported = _collect(written, folder.plan.spec.limits.output_mb << 20)
@@ -60,9 +60,9 @@ def translate(folder: StepFolder) -> None:
     folder.put("signature.json", msgspec.json.encode(signature))
 
 
-def _described(simulation: Simulation) -> ModelSignature:
+def _described(folder: StepFolder, simulation: Simulation) -> ModelSignature:
     """What is known of the model without an ONNX form of it."""
-    data = open_prepared(simulation.pool.folder / "data")
+    data = open_prepared(folder.scratch(WORK) / "data")
     features = TensorSpec(name=INPUT, shape=(BATCH, *data.features), dtype="float32")
     return ModelSignature(
         framework=simulation.facts.framework,
@@ -80,7 +80,7 @@ def _export(folder: StepFolder, simulation: Simulation) -> Path:
         raise _missing("it is not there") from error
     except CheckpointUnreadable as error:
         raise _missing(str(error)) from error
-    written = simulation.pool.folder / "export"
+    written = folder.scratch(WORK).resolve() / "export"
     model = simulation.pool.broadcast(params)
     task = Export(model=model, num_samples=MAX_SAMPLES, folder=str(written))
     simulation.pool.call(task).result()
