@@ -45,7 +45,7 @@ from workflows.trainers.border import parameters_of
 from workflows.trainers.trainer import Measured, Trained
 from workflows.workbench import Workbench
 from workflows.worker import serve
-from workflows.workers import Station
+from workflows.workers import Station, WorkerPool
 
 REPETITIONS: Final = 5
 WORKERS: Final = min(4, os.cpu_count() or 1)
@@ -165,13 +165,18 @@ def ours(
     return [clients / (ends[k + rounds_each] - ends[k]) for k in range(0, rounds - 1, rounds_each)]
 
 
+def _pids(simulation: Simulation) -> tuple[int, ...]:
+    assert isinstance(simulation.pool, WorkerPool)
+    return simulation.pool.pids
+
+
 def peak_mb(sites: int) -> float:
     """Most that server and workers had resident together, over some rounds of idle clients."""
     peaks: list[int] = []
 
     def look(simulation: Simulation, is_over: bool) -> None:
         if is_over:
-            pids = (os.getpid(), *simulation.pool.pids)
+            pids = (os.getpid(), *_pids(simulation))
             peaks.extend(_peak_kb(pid) for pid in pids)
 
     ours(idle(16, sites), 4, IDLE, look)
@@ -183,7 +188,7 @@ def idle_rates(side: int, sites: int) -> list[float]:
     used: list[float] = []
 
     def look(simulation: Simulation, is_over: bool) -> None:
-        pids = (os.getpid(), *simulation.pool.pids)
+        pids = (os.getpid(), *_pids(simulation))
         used.append(sum(_used_s(pid) for pid in pids))
 
     each = SIDES[side]

@@ -20,6 +20,7 @@ class RuntimeAbilities(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         codecs: Kinds of update codec it speaks; ``*`` in a header for every kind there is.
         most_sites: Simulated sites that it can be asked for.
         vectorizes: Whether it can train small sites together.
+        spreads: Whether it can simulate sites on several machines.
     """
 
     summary: str
@@ -29,6 +30,7 @@ class RuntimeAbilities(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     codecs: tuple[str, ...] = ("none",)
     most_sites: int = 100_000
     vectorizes: bool = False
+    spreads: bool = False
 
 
 class DatasetFacts(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,6 +8,7 @@ it lands.
 from __future__ import annotations
 
 import socket
+import ssl
 import struct
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeAlias
@@ -19,6 +20,7 @@ Blob: TypeAlias = bytes | memoryview
 
 _PREFIX: Final = struct.Struct("!I")
 MAX_HEADER_BYTES: Final = 64 << 20
+_RECORDS_BYTES: Final = 1 << 16
 _DTYPES: Final = frozenset(
     ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool")
 )
@@ -127,10 +129,15 @@ def receive_frame(
 
 
 def _receive(connection: socket.socket, size: int) -> bytes:
-    """Exactly ``size`` bytes, copied once unless a signal cuts the call short."""
+    """Exactly ``size`` bytes, copied once unless they were encrypted or a signal came."""
     parts: list[bytes] = []
+    is_encrypted = isinstance(connection, ssl.SSLSocket)  # takes no flags, gives records
     while size:
-        part = connection.recv(size, socket.MSG_WAITALL)
+        part = (
+            connection.recv(min(size, _RECORDS_BYTES))
+            if is_encrypted
+            else connection.recv(size, socket.MSG_WAITALL)
+        )
         if not part:
             raise FrameError("the connection ended")
         parts.append(part)

@@ -115,6 +115,9 @@ class Runtime(Value, frozen=True):
         mode: Simulated clients over partitioned data, or real sites.
         workers: Worker processes of a simulation; 0 for one per processor, 4 at most. The
             result does not depend on it.
+        shards: Machines (on one machine: groups of processes) that the simulated sites are spread
+            over, each with that many workers; the result does not depend on it either. With one,
+            they are simulated beside the server.
         vectorized: Whether small sites are trained together, in one operation for all; the result
             differs from that of training them one by one in last bits, and in no other way.
     """
@@ -122,6 +125,7 @@ class Runtime(Value, frozen=True):
     kind: str = "flower"
     mode: Literal["simulation", "sites"] = "simulation"
     workers: Annotated[int, Meta(ge=0, le=64)] = 0
+    shards: Annotated[int, Meta(ge=1, le=64)] = 1
     vectorized: bool = False
 
 

@@ -74,10 +74,12 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 def plan_digest(spec: JobSpec, environment: Digest) -> Digest:
     """Name of what ``spec`` computes in the locked environment ``environment``.
 
-    The number of workers is left out: it changes how fast a result comes, not which.
+    Numbers of workers and shards are left out: they change how fast a result comes, not which.
+    (Workers as 0, as in digests from before there were shards.)
     """
-    runtime = msgspec.structs.replace(spec.runtime, workers=0)
-    job = msgspec.structs.replace(spec, runtime=runtime)
+    job = msgspec.to_builtins(spec)
+    job["runtime"]["workers"] = 0
+    del job["runtime"]["shards"]
     return digest_value({"version": 1, "job": job, "environment": environment})
 
 

@@ -31,7 +31,7 @@ from workflows.events import RoundFinished
 from workflows.manifest import Handover
 from workflows.plan import Plan, StepKind
 from workflows.processes import adopt_orphans
-from workflows.run_directory import RunDirectory, write_whole
+from workflows.run_directory import RunDirectory, take, write_whole
 from workflows.run_folder import DONE, FAILED, TRY_AGAIN
 from workflows.wrapper import ExitRecord, Wrapper
 
@@ -46,13 +46,6 @@ SUMMARY: Final = "summary"
 def reports(run: Path) -> Path:
     """Folder of the files that are for the engine."""
     return run / "report"
-
-
-def take(folder: Path, name: str) -> bytes:
-    """Content of a file that is there for us alone, and that nobody reads after us."""
-    content = (folder / name).read_bytes()
-    (folder / name).unlink()
-    return content
 
 
 def exit_code(observation: Observation, *, was_heard: bool) -> int:

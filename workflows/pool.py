@@ -44,7 +44,7 @@ class Pool(ABC, Generic[T]):
         """
 
     @abstractmethod
-    def _give_up(self, pending: Iterable[Future[Reply]]) -> None:
+    def give_up(self, pending: Iterable[Future[Reply]]) -> None:
         """Let nobody go on with these."""
 
     def as_completed(
@@ -77,7 +77,7 @@ class Pool(ABC, Generic[T]):
                 yield pending.pop(future), _outcome(future)
             late = [*pending.values(), *(task for task, _ in source)]
         finally:
-            self._give_up(pending)
+            self.give_up(pending)
         detail = f"no answer within {deadline_s:g} s"
         for task in late:
             yield task, SiteFailure(Cause(code=CauseCode.DEADLINE_PASSED, detail=detail))

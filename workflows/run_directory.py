@@ -76,6 +76,13 @@ def write_whole(path: Path, content: bytes) -> None:
     part.replace(path)
 
 
+def take(folder: Path, name: str) -> bytes:
+    """Content of a file that is there for us alone, and that nobody reads after us."""
+    content = (folder / name).read_bytes()
+    (folder / name).unlink()
+    return content
+
+
 def read_json(path: Path, kind: type[T]) -> T | None:
     """The value at ``path``; None if there is none.
 

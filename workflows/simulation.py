@@ -74,6 +74,7 @@ class Simulation:
         sites: Names, sorted.
         num_examples: That each site trains on.
         facts: Of the program, or of what is asked instead.
+        prepared: How the data is divided.
         manifest: Of the program; None where a query is asked instead.
         pool: Workers that have the program and the data.
     """
@@ -81,6 +82,7 @@ class Simulation:
     sites: Sequence[str]
     num_examples: Mapping[str, int]
     facts: ProgramFacts
+    prepared: Prepared
     manifest: ProgramManifest | None
     pool: Pool[Any]
 
@@ -137,8 +139,7 @@ def simulate(
         pool.broadcast_task(OpenData(folder=data))
         opened = pool.broadcast_task(_opening(spec, program, prepared))[0].answer
         print("workers are confined by: " + ", ".join(pool.confined), file=sys.stderr)  # noqa: T201
-        sites, num_examples = _population(prepared)
-        yield Simulation(sites, num_examples, opened.facts, manifest, pool)
+        yield simulation_of(prepared, opened.facts, manifest, pool)
 
 
 def _opening(spec: JobSpec, program: Path | None, prepared: Prepared) -> Open | OpenQuery:
@@ -156,6 +157,14 @@ def _opening(spec: JobSpec, program: Path | None, prepared: Prepared) -> Open | 
         features=prepared.features,
         classes=prepared.num_classes,
     )
+
+
+def simulation_of(
+    prepared: Prepared, facts: ProgramFacts, manifest: ProgramManifest | None, pool: Pool[Any]
+) -> Simulation:
+    """Sites whose data is divided so, simulated by ``pool``."""
+    sites, num_examples = _population(prepared)
+    return Simulation(sites, num_examples, facts, prepared, manifest, pool)
 
 
 def _population(prepared: Prepared) -> tuple[Sequence[str], Mapping[str, int]]:

@@ -243,7 +243,7 @@ class WorkerPool(Pool[T]):
             Path(before[1].path).unlink(missing_ok=True)
         return self._model[1]
 
-    def _give_up(self, pending: Iterable[Future[Reply]]) -> None:
+    def give_up(self, pending: Iterable[Future[Reply]]) -> None:
         running = {future for future in pending if not future.cancel() and not future.done()}
         for lane in self._lanes:
             if lane.job and lane.job.future in running:

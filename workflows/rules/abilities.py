@@ -24,6 +24,10 @@ def require_runtime(spec: JobSpec, capabilities: Capabilities) -> None:
     if mode == "sites":
         problem = "partitioned data is for simulated sites"
         raise Inconsistent(("data.kind", "runtime.mode"), problem, "use mode simulation")
+    if spec.runtime.shards > 1 and not runtime.spreads:
+        able = [kind for kind, one in capabilities.runtimes.items() if one.spreads]
+        problem = f"runtime {spec.runtime.kind} simulates its sites on one machine"
+        raise Unsupported(("runtime.shards", "runtime.kind"), problem, f"use {one_of(able)}")
     if (codec := kind_of(spec.codec)) not in runtime.codecs:
         problem = f"runtime {spec.runtime.kind} does not speak {codec}"
         raise Unsupported(("codec.kind",), problem, f"use {one_of(runtime.codecs)}")

@@ -10,6 +10,7 @@
 # codecs = ["*"]
 # most_sites = 10_000_000
 # vectorizes = true
+# spreads = true
 # ///
 """Rounds without a framework: questions go straight to the workers.
 
@@ -38,6 +39,7 @@ from workflows.plan import Plan
 from workflows.pool import Pool
 from workflows.rounds import run_rounds
 from workflows.run_folder import StepFolder, run_step
+from workflows.shards import simulate_on_shards
 from workflows.simulation import beginning, federation_of, record, simulate
 from workflows.tasks import (
     Measure,
@@ -252,7 +254,9 @@ def _at_site(failure: SiteFailure, site: str | None) -> SiteFailure:
 def federate(folder: StepFolder) -> None:
     """The step."""
     recorded, transcripts = record(folder)
-    with simulate(folder) as simulation:
+    is_spread = folder.plan.spec.runtime.shards > 1
+    opened = simulate_on_shards(folder, sys.stdin.buffer) if is_spread else simulate(folder)
+    with opened as simulation:
         start = recorded or beginning(folder, simulation)
         exchange = DirectExchange(simulation.pool, folder.plan, simulation.num_examples)
         federation = federation_of(simulation, exchange)
