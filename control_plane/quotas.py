@@ -69,7 +69,7 @@ _OF_ALL: Final = (
 
 def workers_of(spec: JobSpec) -> int:
     """Worker processes that a job counts for."""
-    return spec.runtime.workers or USUAL_WORKERS
+    return spec.runtime.shards * (spec.runtime.workers or USUAL_WORKERS)
 
 
 def quota_of(row: Row[Any], default: Quota) -> Quota:

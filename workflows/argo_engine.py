@@ -20,7 +20,7 @@ import httpx
 import msgspec
 import structlog
 
-from workflows.argo_status import SeenWorkflow, observe
+from workflows.argo_status import Metadata, SeenWorkflow, observe
 from workflows.argo_workflow import (
     MANAGED_BY,
     PLAN_DIGEST,
@@ -29,6 +29,10 @@ from workflows.argo_workflow import (
     name_of,
     organisation_of,
     secret_of,
+    service_of,
+    shards_name,
+    shards_secret_of,
+    spread_of,
     workflow_of,
 )
 from workflows.capabilities import EngineAbilities
@@ -41,6 +45,7 @@ from workflows.engine import (
     require_safe,
 )
 from workflows.kubernetes import Cluster, open_client
+from workflows.link import make_links
 from workflows.plan import Plan
 
 _RESYNC_S: Final = 300
@@ -117,12 +122,13 @@ class ArgoEngine:
         """Lay the Secret out, then create the workflow that takes it, then tie them together."""
         require_safe(plan)
         name = name_of(plan.job, plan.attempt)
-        secret = secret_of(plan, msgspec.json.encode(credentials))
+        beside = _beside(plan, msgspec.json.encode(credentials))
         workflow = workflow_of(plan, self._placement)
         running = await self._get(name)
         if running is None:
             await self._share_out(plan)
-            await self._put_secret(secret)
+            for kind, one in beside:
+                await self._put(kind, one)
             try:
                 content = await self._call("POST", self._workflows(), json=workflow)
                 running = _decode(content)
@@ -137,7 +143,8 @@ class ArgoEngine:
                 f"attempt {plan.attempt} of {plan.job} runs another plan: "
                 f"there is a workflow {name} that was not made for this one"
             )
-        await self._own(name, running.metadata.uid)
+        for kind, one in beside:
+            await self._own(kind, one["metadata"]["name"], running.metadata)
 
     async def observe(self, job: str, attempt: int) -> Observation | None:
         """What the watch saw last; asked for anew where it saw nothing."""
@@ -158,7 +165,7 @@ class ArgoEngine:
             await self._ask("PATCH", self._workflows(name), json=patch, headers=_MERGE)
 
     async def remove(self, job: str, attempt: int) -> None:
-        """Delete the workflow, and with it its pods, and the Secret."""
+        """Delete the workflow, and with it its pods, and what was laid out beside it."""
         require_job_id(job)
         name = name_of(job, attempt)
         workflow = await self._get(name)
@@ -169,6 +176,9 @@ class ArgoEngine:
             (self._seen or {}).pop(name, None)
             await self._delete(self._workflows(name), workflow.metadata.uid)
         await self._delete(self._core("secrets", name))
+        if workflow is None:  # else they go with it
+            for kind in ("secrets", "services"):
+                await self._delete(self._core(kind, shards_name(name)))
 
     async def _get(self, name: str) -> SeenWorkflow | None:
         try:
@@ -176,23 +186,22 @@ class ArgoEngine:
         except _Absent:
             return None
 
-    async def _put_secret(self, secret: dict[str, Any]) -> None:
-        """Replace what an earlier try left; its token is good no more."""
-        name = secret["metadata"]["name"]
-        await self._delete(self._core("secrets", name))
-        await self._ask("POST", self._core("secrets"), json=secret)
+    async def _put(self, kind: str, one: dict[str, Any]) -> None:
+        """Replace what an earlier try left; its secrets are good no more."""
+        await self._delete(self._core(kind, one["metadata"]["name"]))
+        await self._ask("POST", self._core(kind), json=one)
 
-    async def _own(self, name: str, uid: str) -> None:
-        """Have the Secret go with the workflow, however that goes."""
+    async def _own(self, kind: str, name: str, workflow: Metadata) -> None:
+        """Have what lies beside the workflow go with it, however that goes."""
         owner = {
             "apiVersion": "argoproj.io/v1alpha1",
             "kind": "Workflow",
-            "name": name,
-            "uid": uid,
+            "name": workflow.name,
+            "uid": workflow.uid,
         }
         patch = {"metadata": {"ownerReferences": [owner]}}
         with contextlib.suppress(_Absent):
-            await self._ask("PATCH", self._core("secrets", name), json=patch, headers=_MERGE)
+            await self._ask("PATCH", self._core(kind, name), json=patch, headers=_MERGE)
 
     async def _share_out(self, plan: Plan) -> None:
         """Put on record how many workflows the organisation may run, which Argo looks up."""
@@ -296,6 +305,18 @@ class ArgoEngine:
 
 class _Absent(Exception):
     """There is no such object."""
+
+
+def _beside(plan: Plan, credentials: bytes) -> list[tuple[str, dict[str, Any]]]:
+    """What lies beside the workflow, each with the kind that it is to the API."""
+    if spread_of(plan) is None:
+        return [("secrets", secret_of(plan, credentials))]
+    ours, theirs = make_links()
+    return [
+        ("secrets", secret_of(plan, credentials, ours)),
+        ("secrets", shards_secret_of(plan, theirs)),
+        ("services", service_of(plan)),
+    ]
 
 
 def _decode(content: bytes) -> SeenWorkflow:

@@ -2,7 +2,11 @@
 
 Nothing that a user wrote stands where Argo looks for templates: plan and credentials are the
 content of a Secret, and the workflow holds ids, digests, numbers and names of ours. Each step is
-one pod; it never grows with rounds or clients.
+one pod, and beside it as many as the job has shards; it never grows with rounds or clients.
+
+Shards are plain tasks, not daemons: Argo (4.0) does not start a daemon's pod anew that is deleted.
+That one of them fails for good is for the server step to judge, so it fails no run. They find
+that step by the name of a headless Service, and have a Secret of their own, with no token in it.
 
 Source: Argo Workflows' field reference (v4.0) and Hera 7.1, whose models are exactly those;
 Kubernetes' Pod Security Standards, level "restricted".
@@ -13,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -21,8 +25,10 @@ from hera.workflows import DAG, Container, RetryStrategy, Task, Workflow
 from hera.workflows import models as m
 
 from workflows.engine import PlanRefused
+from workflows.link import LINK, PORT, Link
 from workflows.plan import Plan, Step, StepKind
 from workflows.pod import CREDENTIALS, EVENTS_FILE, MANIFEST, OUTCOME, PLAN, SUMMARY
+from workflows.shard_words import UNSERVED
 
 MANAGED_BY: Final = "app.kubernetes.io/managed-by=foedus"
 PLAN_DIGEST: Final = "foedus.dev/plan-digest"
@@ -32,6 +38,9 @@ PRIORITIES: Final = {"low": -100, "normal": 0, "high": 100}
 RETRIES: Final = 3
 SEMAPHORES: Final = "foedus-runs"
 """ConfigMap that says how many workflows of each organisation may run."""
+PART: Final = "foedus.dev/part"
+SERVER: Final = "server"
+SHARD: Final = "shard"
 _USER: Final = 65532
 _RUN: Final = "/run/foedus/attempt"
 _HANDOVER: Final = "/run/foedus/handover"
@@ -79,12 +88,13 @@ def organisation_of(plan: Plan) -> str:
     return _label(plan.organisation) or "none"
 
 
-def secret_of(plan: Plan, credentials: bytes) -> dict[str, Any]:
-    """What the pods are handed beside the workflow.
+def secret_of(plan: Plan, credentials: bytes, link: Link | None = None) -> dict[str, Any]:
+    """What the steps' pods are handed beside the workflow.
 
     Args:
         plan: What they run.
         credentials: As JSON.
+        link: The server's end of its link to shards; None where there are none.
 
     Raises:
         PlanRefused: It does not fit into one object of a cluster.
@@ -94,12 +104,63 @@ def secret_of(plan: Plan, credentials: bytes) -> dict[str, Any]:
         raise PlanRefused(
             f"a plan of {len(content)} bytes; a cluster takes {MAX_PLAN_BYTES} in one object"
         )
+    handed = {PLAN: content.decode(), CREDENTIALS: credentials.decode()}
+    if link is not None:
+        handed[LINK] = msgspec.json.encode(link).decode()
+    return _secret(name_of(plan.job, plan.attempt), plan, handed)
+
+
+def shards_secret_of(plan: Plan, link: Link) -> dict[str, Any]:
+    """What the shards' pods are handed: their end of the link, and nothing that opens a door else.
+
+    Plan, program and data come to them over that link.
+    """
+    return _secret(
+        shards_name(name_of(plan.job, plan.attempt)),
+        plan,
+        {LINK: msgspec.json.encode(link).decode()},
+    )
+
+
+def _secret(name: str, plan: Plan, content: Mapping[str, str]) -> dict[str, Any]:
     return {
         "apiVersion": "v1",
         "kind": "Secret",
-        "metadata": {"name": name_of(plan.job, plan.attempt), "labels": _labels(plan)},
+        "metadata": {"name": name, "labels": _labels(plan)},
         "type": "Opaque",
-        "stringData": {PLAN: content.decode(), CREDENTIALS: credentials.decode()},
+        "stringData": dict(content),
+    }
+
+
+def shards_name(workflow: str) -> str:
+    """Name of the shards' Secret, and of the Service by which they find their server."""
+    return f"shards-{workflow}"
+
+
+def spread_of(plan: Plan) -> Step | None:
+    """The step that has shards beside it, if there is one."""
+    return next((step for step in plan.steps if step.shards), None)
+
+
+def service_of(plan: Plan) -> dict[str, Any]:
+    """The name by which shards find the pod of their server: a Service with no address of its own.
+
+    It names that pod from when its containers run, also while the step lays its inputs.
+    """
+    labels = _labels(plan)
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": shards_name(name_of(plan.job, plan.attempt)), "labels": labels},
+        "spec": {
+            "clusterIP": "None",
+            "selector": {
+                "foedus.dev/job": labels["foedus.dev/job"],
+                "foedus.dev/attempt": labels["foedus.dev/attempt"],
+                PART: SERVER,
+            },
+            "ports": [{"name": "shards", "port": PORT}],
+        },
     }
 
 
@@ -126,7 +187,7 @@ def workflow_of(plan: Plan, placement: Placement) -> dict[str, Any]:
         priority=PRIORITIES[plan.spec.resources.priority],
         node_selector=dict(placement.node_selector) or None,
         synchronization=_share(plan, placement),
-        volumes=_volumes(name, placement),
+        volumes=_volumes(plan, placement),
         # A failed step fails the run at once: nothing that follows could use it.
     ) as workflow:
         with DAG(
@@ -149,8 +210,17 @@ def workflow_of(plan: Plan, placement: Placement) -> dict[str, Any]:
                     ]
                     or None,
                 )
+                for number in range(1, step.shards + 1):
+                    Task(
+                        name=f"{SHARD}-{number}",
+                        template=SHARD,
+                        arguments=[m.Parameter(name="number", value=str(number))],
+                        continue_on=m.ContinueOn(failed=True, error=True),
+                    )
         for step in plan.steps:
             _template(plan, step, placement)
+            if step.shards:
+                _shard_template(plan, step, placement)
     rendered: dict[str, Any] = workflow.to_dict()
     return rendered
 
@@ -158,7 +228,7 @@ def workflow_of(plan: Plan, placement: Placement) -> dict[str, Any]:
 def _template(plan: Plan, step: Step, placement: Placement) -> Container:
     """One pod: a container that hands the Secret over, then one that runs the step."""
     before = [(name, what) for name in step.after for what in (MANIFEST, EVENTS_FILE)]
-    memory = m.VolumeMount(name="handover", mount_path=_HANDOVER)
+    handed = (CREDENTIALS, PLAN, LINK) if step.shards else (CREDENTIALS, PLAN)
     return Container(
         name=step.name,
         image=placement.image,
@@ -171,6 +241,7 @@ def _template(plan: Plan, step: Step, placement: Placement) -> Container:
             f"--grace-s={placement.grace_s:g}",
             *(part for name in step.after for part in _earlier(name)),
         ],
+        labels={PART: SERVER} if step.shards else None,
         inputs=[m.Parameter(name=f"{name}-{what}") for name, what in before] or None,
         outputs=[
             m.Parameter(name=what, value_from=m.ValueFrom(path=f"{_RUN}/report/{what}", default=""))
@@ -179,29 +250,74 @@ def _template(plan: Plan, step: Step, placement: Placement) -> Container:
         working_dir=_RUN,
         security_context=_restricted(),
         resources=_resources(plan, step),
-        volume_mounts=[m.VolumeMount(name="attempt", mount_path=_RUN), memory],
-        init_containers=[
-            m.UserContainer(
-                name="handover",
-                image=placement.image,
-                image_pull_policy="IfNotPresent",
-                command=["cp"],
-                args=[f"{_SECRET}/{CREDENTIALS}", f"{_SECRET}/{PLAN}", f"{_HANDOVER}/"],
-                security_context=_restricted(),
-                resources=_sizes(cpu=0.01, memory_mb=16, most_cpu=1, most_memory_mb=64),
-                volume_mounts=[
-                    m.VolumeMount(name="secret", mount_path=_SECRET, read_only=True),
-                    memory,
-                ],
-            )
+        volume_mounts=_mounts(),
+        init_containers=[_handover("secret", handed, placement)],
+        active_deadline_seconds=_deadline_s(step, placement),
+        retry_strategy=_retried("lastRetry.exitCode == '75'"),
+    )
+
+
+def _shard_template(plan: Plan, step: Step, placement: Placement) -> Container:
+    """One pod of workers, which is started anew unless it ended because its server did."""
+    return Container(
+        name=SHARD,
+        image=placement.image,
+        image_pull_policy="IfNotPresent",
+        command=["python", "-P", "-m", "workflows.shard"],
+        args=[
+            _RUN,
+            f"--server={shards_name(name_of(plan.job, plan.attempt))}:{PORT}",
+            "--shard={{inputs.parameters.number}}",
+            "--starts={{retries}}",
+            f"--handover={_HANDOVER}",
         ],
-        active_deadline_seconds=math.ceil(step.timeout_s + 2 * placement.grace_s) + _MARGIN_S,
-        retry_strategy=RetryStrategy(
-            limit=RETRIES,
-            retry_policy="Always",
-            expression="lastRetry.exitCode == '75'",
-            backoff=m.Backoff(duration="2", factor=m.IntOrString(root=2), max_duration="60"),
-        ),
+        labels={PART: SHARD},
+        inputs=[m.Parameter(name="number")],
+        working_dir=_RUN,
+        security_context=_restricted(),
+        resources=_shard_resources(plan),
+        volume_mounts=_mounts(),
+        init_containers=[_handover("shards-secret", (LINK,), placement)],
+        active_deadline_seconds=_deadline_s(step, placement),
+        retry_strategy=_retried(f"lastRetry.exitCode != '{UNSERVED}'"),
+    )
+
+
+def _mounts() -> list[m.VolumeMount]:
+    return [m.VolumeMount(name="attempt", mount_path=_RUN), _memory()]
+
+
+def _memory() -> m.VolumeMount:
+    return m.VolumeMount(name="handover", mount_path=_HANDOVER)
+
+
+def _handover(volume: str, files: Sequence[str], placement: Placement) -> m.UserContainer:
+    """Copies files of a Secret into memory, from which the container after it takes them out."""
+    return m.UserContainer(
+        name="handover",
+        image=placement.image,
+        image_pull_policy="IfNotPresent",
+        command=["cp"],
+        args=[*(f"{_SECRET}/{file}" for file in files), f"{_HANDOVER}/"],
+        security_context=_restricted(),
+        resources=_sizes(cpu=0.01, memory_mb=16, most_cpu=1, most_memory_mb=64),
+        volume_mounts=[
+            m.VolumeMount(name=volume, mount_path=_SECRET, read_only=True),
+            _memory(),
+        ],
+    )
+
+
+def _deadline_s(step: Step, placement: Placement) -> int:
+    return math.ceil(step.timeout_s + 2 * placement.grace_s) + _MARGIN_S
+
+
+def _retried(expression: str) -> RetryStrategy:
+    return RetryStrategy(
+        limit=RETRIES,
+        retry_policy="Always",
+        expression=expression,
+        backoff=m.Backoff(duration="2", factor=m.IntOrString(root=2), max_duration="60"),
     )
 
 
@@ -249,11 +365,17 @@ def _share(plan: Plan, placement: Placement) -> m.Synchronization | None:
     return m.Synchronization(semaphores=[m.SemaphoreRef(config_map_key_ref=key)])
 
 
-def _volumes(secret: str, placement: Placement) -> list[m.Volume]:
+def _volumes(plan: Plan, placement: Placement) -> list[m.Volume]:
+    secrets = {"secret": name_of(plan.job, plan.attempt)}
+    if spread_of(plan):
+        secrets["shards-secret"] = shards_name(name_of(plan.job, plan.attempt))
     return [
-        m.Volume(
-            name="secret",
-            secret=m.SecretVolumeSource(secret_name=secret, default_mode=0o440, optional=False),
+        *(
+            m.Volume(
+                name=volume,
+                secret=m.SecretVolumeSource(secret_name=name, default_mode=0o440, optional=False),
+            )
+            for volume, name in secrets.items()
         ),
         m.Volume(
             name="handover",
@@ -280,7 +402,9 @@ def _resources(plan: Plan, step: Step) -> m.ResourceRequirements:
     """Reserved: what the server asks. At most: that and what the workers beside it ask."""
     asked, spec = plan.spec.resources, plan.spec
     workers = {"federate": max(1, spec.runtime.workers), "translate": 1}.get(step.name, 0)
-    if workers == 0:
+    if step.shards:
+        workers = 0
+    elif workers == 0:
         return _sizes(cpu=0.1, memory_mb=256, most_cpu=1, most_memory_mb=1024)
     return _sizes(
         cpu=asked.server.cpu,
@@ -288,6 +412,18 @@ def _resources(plan: Plan, step: Step) -> m.ResourceRequirements:
         most_cpu=asked.server.cpu + workers * asked.site.cpu,
         most_memory_mb=asked.server.memory_mb + workers * asked.site.memory_mb,
         gpus=asked.server.gpu + workers * asked.site.gpu if step.name == "federate" else 0,
+    )
+
+
+def _shard_resources(plan: Plan) -> m.ResourceRequirements:
+    """Reserved: what one worker asks. At most: what all of them ask, and room for what travels."""
+    asked, workers = plan.spec.resources.site, max(1, plan.spec.runtime.workers)
+    return _sizes(
+        cpu=asked.cpu,
+        memory_mb=asked.memory_mb,
+        most_cpu=workers * asked.cpu,
+        most_memory_mb=workers * asked.memory_mb + plan.spec.resources.server.memory_mb,
+        gpus=workers * asked.gpu,
     )
 
 

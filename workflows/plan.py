@@ -37,6 +37,8 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         outputs: Names of files in the run directory that its manifest must list.
         optional_outputs: Names that its manifest lists if they are there.
         timeout_s: Longest it may take in all.
+        shards: Processes (or pods) beside it that its simulated sites are spread over, which end
+            with it; 0 where it simulates them itself.
     """
 
     name: StepKind
@@ -45,6 +47,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     outputs: tuple[str, ...]
     optional_outputs: tuple[str, ...] = ()
     timeout_s: float = 86_400.0
+    shards: int = 0
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -110,6 +113,7 @@ def _federate(spec: JobSpec) -> Step:
         argv=(f"workflows.runtimes.{spec.runtime.kind}",),
         outputs=(*_products(spec), "transcripts.jsonl", "spent.json"),
         timeout_s=SLACK_S + spec.limits.import_s + 2 * spec.rounds * spec.cohort.deadline_s,
+        shards=spec.runtime.shards if spec.runtime.shards > 1 else 0,
     )
 
 

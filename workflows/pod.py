@@ -28,6 +28,7 @@ from workflows.confinement import hide_memory
 from workflows.courier import EVENTS, Courier, CourierError, open_client
 from workflows.engine import Activity, Credentials, Observation
 from workflows.events import RoundFinished
+from workflows.link import LINK
 from workflows.manifest import Handover
 from workflows.plan import Plan, StepKind
 from workflows.processes import adopt_orphans
@@ -89,11 +90,17 @@ async def work(
     earlier: Mapping[StepKind, Handover],
     environ: Mapping[str, str],
     grace_s: float,
+    link: bytes = b"",
 ) -> Observation:
-    """Run the step, and leave what the engine is to know."""
+    """Run the step, and leave what the engine is to know.
+
+    ``link`` is for a step whose shards are other pods (``workflows.link``).
+    """
     async with open_client(credentials) as client:
         courier = Courier(client, credentials, None, plan.job, plan.attempt)
-        wrapper = Wrapper(run, plan, courier, environ=environ, grace_s=grace_s, earlier=earlier)
+        wrapper = Wrapper(
+            run, plan, courier, environ=environ, grace_s=grace_s, earlier=earlier, link=link
+        )
         ended = await wrapper.run(step)
         events = run.events(step)
         if ended.activity is Activity.SUCCEEDED:
@@ -124,6 +131,8 @@ def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     adopt_orphans()
     credentials = msgspec.json.decode(take(given.handover, CREDENTIALS), type=Credentials)
     plan = msgspec.json.decode(take(given.handover, PLAN), type=Plan)
+    is_spread = any(step.name == given.step and step.shards for step in plan.steps)
+    link = take(given.handover, LINK) if is_spread else b""
     earlier: dict[StepKind, Handover] = {}
     for name, manifest, events in given.earlier:
         if not (is_digest(manifest) and is_digest(events)) or name not in get_args(StepKind):
@@ -136,7 +145,7 @@ def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     record = ExitRecord(reports(run.root) / OUTCOME)
 
     async def attempt() -> Observation:
-        return await work(run, plan, given.step, credentials, earlier, environ, given.grace_s)
+        return await work(run, plan, given.step, credentials, earlier, environ, given.grace_s, link)
 
     ended = anyio.run(attempt)
     record.write(ended)

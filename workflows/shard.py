@@ -43,6 +43,7 @@ from workflows.run_directory import RunDirectory, take
 from workflows.run_folder import DONE, StepError, StepFolder
 from workflows.shard_words import (
     PIECE_BYTES,
+    UNSERVED,
     Arrival,
     Brief,
     Dealt,
@@ -58,7 +59,6 @@ from workflows.shard_words import (
 from workflows.simulation import simulate
 from workflows.tasks import Answer, Done, Failed, Measure, SiteFailure, Task, Train, TrainMany
 
-UNSERVED: Final = 69
 JOIN_S: Final = 600.0
 """Longest wait for a server that is yet to start, and for each of its inputs."""
 REJOIN_S: Final = 30.0

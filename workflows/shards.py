@@ -42,9 +42,10 @@ from workflows.plan import RESUMPTION, Plan
 from workflows.pool import Pool, T
 from workflows.processes import scrubbed
 from workflows.run_folder import DONE, StepError, StepFolder
-from workflows.shard import JOIN_S, UNSERVED
+from workflows.shard import JOIN_S
 from workflows.shard_words import (
     PIECE_BYTES,
+    UNSERVED,
     Arrival,
     Brief,
     Dismissed,
@@ -258,20 +259,23 @@ class ShardPool(Pool[T]):
 
     def _meet(self, plain: socket.socket) -> None:
         """Body of a connection's thread: find out who it is, and go on as that one wants."""
-        with contextlib.suppress(FrameError, OSError, _Closing):
+        with contextlib.suppress(FrameError, OSError, _Closing), plain:
             try:
                 plain.settimeout(GREETING_S)
                 notice_silence(plain)
                 connection = self._tls.wrap_socket(plain, server_side=True)
-                word, _ = receive_frame(connection, _first, 0)
-            finally:
+            except BaseException:
                 self._greetings.release()
+                raise
             with connection:
+                try:
+                    word, _ = receive_frame(connection, _first, 0)
+                finally:
+                    self._greetings.release()
                 if isinstance(word, Arrival):
                     self._attend(connection, word)
                 else:
                     self._work(connection, word.session)
-        plain.close()
 
     def _attend(self, control: ssl.SSLSocket, arrival: Arrival) -> None:
         """Have a shard open the plan, and keep it in mind until it leaves.

@@ -88,6 +88,8 @@ class Wrapper:
             take when the attempt was cancelled.
         earlier: Of the steps that ran on other machines, and whose files are laid first. None where
             all steps run here, so that no other process can have started one of them before.
+        link: Secret on standard input of a step whose shards are started by others; empty where it
+            starts them itself.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class Wrapper:
         environ: Mapping[str, str],
         grace_s: float,
         earlier: Mapping[StepKind, Handover] | None = None,
+        link: bytes = b"",
     ) -> None:
         self._run_directory = run
         self._plan = plan
@@ -106,6 +109,7 @@ class Wrapper:
         self._environ = scrubbed(environ, home=run.home, tmp=run.tmp)
         self._grace_s = grace_s
         self._earlier = earlier
+        self._link = link
         self._progress = Progress()
         self._feeds: tuple[EventFeed | LogFeed, ...] = ()
 
@@ -233,16 +237,20 @@ class Wrapper:
 
     def _spawn(self, step: Step, output: int) -> subprocess.Popen[bytes]:
         me = os.getpid()
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-P", "-m", *step.argv, str(self._run_directory.root)],
             cwd=self._run_directory.root,
             env=self._environ,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE if step.shards else subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             process_group=0,
             preexec_fn=lambda: die_with(me),
         )
+        if process.stdin:
+            with contextlib.suppress(BrokenPipeError), process.stdin as sink:
+                sink.write(self._link)  # less than a pipe holds, so it is not waited for
+        return process
 
     async def _end(self, process: subprocess.Popen[bytes], exited: int) -> None:
         """End the step's process, politely and then firmly, and all that descends from it."""

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from tests.runtimes.run_folders import (
-    failed,
     finished,
     job,
     lay,
     linear,
     outputs,
     own,
-    start,
-    told,
 )
 from tests.runtimes.test_simulator import CENTRAL, DATA, run_all
-from workflows.causes import CauseCode
 from workflows.job import JobSpec
-from workflows.workers import family
 
 N = "native"
 

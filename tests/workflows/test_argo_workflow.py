@@ -65,6 +65,7 @@ PLANS = {
         ),
         CROWDED,
     ),
+    "shards": (plan_for(runtime=Runtime(kind="native", workers=2, shards=3)), PLACEMENT),
 }
 
 
