@@ -11,18 +11,19 @@ import pytest
 
 from clients.sdk import Foedus
 from tests.cluster.kubernetes import HOST, Namespace
-from tests.cluster.test_argo_run import WAIT_S, digest_of, wait_for_round
+from tests.cluster.test_argo_run import digest_of, wait_for_round
 from tests.e2e.jobs import small
 from tests.e2e.real_server import RealServer, running, until
 from workflows.job import Allotment, JobSpec, Output, Resources, Runtime
 
-pytestmark = pytest.mark.timeout(300)
-ROUNDS = 150
+pytestmark = pytest.mark.timeout(600)
+ROUNDS = 40
+WAIT_S = 300.0
 SHARD = "foedus.dev/part=shard"
 
 
 LITTLE = Resources(
-    server=Allotment(cpu=0.5, memory_mb=1024), site=Allotment(cpu=0.2, memory_mb=1024)
+    server=Allotment(cpu=0.5, memory_mb=1024), site=Allotment(cpu=0.5, memory_mb=1024)
 )
 
 
@@ -95,7 +96,7 @@ def test_shards_that_are_deleted_do_not_show(
 ) -> None:
     with server.client() as foedus:
         handle = foedus.submit(job(foedus, f"deleted {which}", 2))
-        wait_for_round(handle, 5)
+        wait_for_round(handle, 3)
         names = namespace.kubectl("get", "pods", "-l", SHARD, "-o", "name").split()
         assert len(names) == 2
         doomed = names[:1] if which == "one" else names

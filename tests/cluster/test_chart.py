@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 
 from tests.cluster.chart_release import (
     AS_PODS_SEE_IT,
@@ -197,7 +198,11 @@ def test_rights_are_those_of_the_engine_and_of_one_namespace() -> None:
                 "resources": ["workflows"],
                 "verbs": ["create", "get", "list", "watch", "patch", "delete"],
             },
-            {"apiGroups": [""], "resources": ["secrets"], "verbs": ["create", "patch", "delete"]},
+            {
+                "apiGroups": [""],
+                "resources": ["secrets", "services"],
+                "verbs": ["create", "patch", "delete"],
+            },
             {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["create"]},
             {
                 "apiGroups": [""],
@@ -241,11 +246,12 @@ def test_network_policies_close_everything_and_open_what_is_needed() -> None:
         "matchLabels": {
             "app.kubernetes.io/name": "foedus",
             "app.kubernetes.io/managed-by": "foedus",
-        }
+        },
+        "matchExpressions": [{"key": "foedus.dev/part", "operator": "NotIn", "values": ["shard"]}],
     }
     assert set(policies) == {
         *("foedus-nothing", "foedus-names", "foedus-control-plane", "foedus-database"),
-        "foedus-steps",
+        *("foedus-steps", "foedus-shards", "foedus-server-steps"),
     }
     assert policies["foedus-nothing"] == {
         "podSelector": ours,
@@ -263,6 +269,40 @@ def test_network_policies_close_everything_and_open_what_is_needed() -> None:
     (to_database,) = policies["foedus-database"]["egress"]
     assert to_database["ports"] == [{"protocol": "TCP", "port": 5432}]
     assert to_database["to"]
+
+
+def test_a_shard_reaches_its_server_step_and_nobody_else_reaches_that() -> None:
+    objects = rendered(*VALUE_SETS["platform"])
+
+    def part(name: str) -> Any:
+        labels = {"app.kubernetes.io/managed-by": "foedus", "foedus.dev/part": name}
+        return {"podSelector": {"matchLabels": labels}}
+
+    of_shards = objects["NetworkPolicy", "foedus-shards"]["spec"]
+    of_servers = objects["NetworkPolicy", "foedus-server-steps"]["spec"]
+    port = [{"protocol": "TCP", "port": 8471}]
+    to_server, to_api_server = of_shards["egress"]
+    assert {"podSelector": of_shards["podSelector"]} == part("shard")
+    assert of_shards["policyTypes"] == ["Ingress", "Egress"]
+    assert "ingress" not in of_shards
+    assert to_server == {"ports": port, "to": [part("server")]}
+    assert [one["port"] for one in to_api_server["ports"]] == [443, 6443]
+    assert {"podSelector": of_servers["podSelector"]} == part("server")
+    assert of_servers["ingress"] == [{"ports": port, "from": [part("shard")]}]
+
+
+def test_the_chart_and_the_manifest_for_a_namespace_give_the_same_rights() -> None:
+    chart = rendered("--set", "engine=argo")
+    manifest = list(YAML(typ="safe").load_all((CHART.parent / "argo/namespace.yaml").read_text()))
+    by_hand = {(one["kind"], one["metadata"]["name"]): one for one in manifest}
+
+    for ours, theirs in (("foedus", "foedus-control-plane"), ("foedus-executor",) * 2):
+        assert chart["Role", ours]["rules"] == by_hand["Role", theirs]["rules"]
+    server_steps = ("NetworkPolicy", "foedus-server-steps")
+    assert chart[server_steps]["spec"] == by_hand[server_steps]["spec"]
+    account = ("ServiceAccount", "foedus-executor")
+    assert chart[account]["automountServiceAccountToken"] is False
+    assert by_hand[account]["automountServiceAccountToken"] is False
 
 
 def test_without_argo_nobody_reaches_the_api_server() -> None:
