@@ -1,4 +1,10 @@
-"""What Argo says of a workflow, and what that means for an attempt. Pure."""
+"""What Argo says of a workflow, and what that means for an attempt. Pure.
+
+There is no exit handler that would report this: it would be one more pod, which can be evicted, or
+find no room, as those can whose end it reports, and would need a token of its own. A workflow whose
+pods are gone says so itself (``pod deleted``), to a watch that starts anew with the whole list; one
+that is itself gone is missed in that list.
+"""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from tests.workflows.test_argo_workflow import GOLDEN
 from tests.workflows.test_engine_contract import *  # noqa: F403 - the suite
 from workflows.argo_engine import ArgoEngine
 from workflows.argo_workflow import Placement, name_of
+from workflows.causes import CauseCode
 from workflows.engine import Activity, EngineUnavailable, Observation, PlanRefused
 from workflows.job import Builtin
 from workflows.kubernetes import read_kubeconfig
@@ -134,6 +135,10 @@ async def test_a_deleted_pod_is_a_lost_attempt(
     last = await end_of(engine)  # where Argo makes the pod anew, that one finds it was not first
 
     assert last.activity in (Activity.LOST, Activity.CANCELLED)
+    if last.activity is Activity.LOST:
+        assert last.cause is not None
+        assert last.cause.code is CauseCode.ATTEMPT_LOST
+        assert last.cause.detail.startswith("federate")
     assert plane.kinds("federate") == ["step.started"]
 
 

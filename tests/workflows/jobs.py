@@ -39,6 +39,7 @@ CAPABILITIES = Capabilities(
             modes=("simulation",),
             strategies=("fedavg",),
             mechanisms=("dp-sgd",),
+            spreads=True,
         ),
         "zipping": RuntimeAbilities(summary="Zips", modes=("simulation",), codecs=("int8",)),
         "sparse": RuntimeAbilities(summary="Picks", modes=("simulation",), codecs=("top-k",)),

@@ -17,6 +17,9 @@ from workflows.argo_workflow import (
     Placement,
     name_of,
     secret_of,
+    service_of,
+    shards_name,
+    shards_secret_of,
     workflow_of,
 )
 from workflows.engine import PlanRefused
@@ -29,6 +32,7 @@ from workflows.job import (
     Resources,
     Runtime,
 )
+from workflows.link import make_links
 from workflows.plan import Plan, compile_plan
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -115,6 +119,50 @@ def test_no_step_s_container_has_secret_account_or_right() -> None:
         assert template["retryStrategy"]["expression"] == "lastRetry.exitCode == '75'"
 
 
+def test_shards_hold_their_end_of_the_link_and_nothing_else() -> None:
+    plan, placement = PLANS["shards"]
+    ours, theirs = make_links()
+    spec = workflow_of(plan, placement)["spec"]
+    (shard,) = (one for one in spec["templates"] if one["name"] == "shard")
+    (server,) = (one for one in spec["templates"] if one["name"] == "federate")
+    secrets = {one["name"]: one["secret"]["secretName"] for one in spec["volumes"][:2]}
+    service = service_of(plan)
+
+    assert {one["name"] for one in shard["container"]["volumeMounts"]} == {"attempt", "handover"}
+    assert {one["name"] for one in shard["initContainers"][0]["volumeMounts"]} == {
+        *("shards-secret", "handover")
+    }
+    assert "outputs" not in shard
+    assert shard["retryStrategy"]["expression"] == "lastRetry.exitCode != '69'"
+    held = shards_secret_of(plan, theirs)
+    assert held["metadata"]["name"] == secrets["shards-secret"]
+    assert held["stringData"].keys() == {"link.json"}
+    assert secret_of(plan, b"{}", ours)["stringData"].keys() == {
+        *("credentials.json", "job.json", "link.json")
+    }
+    assert f"--server={service['metadata']['name']}:8471" in shard["container"]["args"]
+    labels = spec["podMetadata"]["labels"] | server["metadata"]["labels"]
+    assert service["spec"]["selector"].items() <= labels.items()
+    assert (
+        not service["spec"]["selector"].items()
+        <= (spec["podMetadata"]["labels"] | shard["metadata"]["labels"]).items()
+    )
+    assert service["spec"]["clusterIP"] == "None"
+
+
+def test_the_server_of_shards_reserves_nothing_for_workers() -> None:
+    spec = workflow_of(*PLANS["shards"])["spec"]
+    sizes = {
+        one["name"]: one["container"]["resources"]
+        for one in spec["templates"]
+        if one["name"] in ("federate", "shard")
+    }
+
+    assert sizes["federate"]["limits"] == {"cpu": "2000m", "memory": "4096Mi"}
+    assert sizes["shard"]["requests"] == {"cpu": "1000m", "memory": "4096Mi"}
+    assert sizes["shard"]["limits"] == {"cpu": "2000m", "memory": "12288Mi"}
+
+
 def test_nothing_that_a_user_wrote_is_a_template() -> None:
     spec = plan_for().spec
     hostile = plan_for(
@@ -149,6 +197,7 @@ def test_every_job_id_gives_a_dns_label_of_its_own(job: str) -> None:
 
     assert re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", name)
     assert name == name_of(job, 123456)
+    assert re.fullmatch(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", shards_name(name))
     others = {name_of(other, 123456) for other in ("JOB_1", "job-1", "a" * 99) if other != job}
     assert name not in others
 

@@ -134,6 +134,18 @@ REFUSED: dict[str, tuple[dict[str, Any], type[JobError], tuple[str, ...], str]] 
         ("runtime.mode",),
         "use simulation",
     ),
+    "shards of a runtime that has none": (
+        {"runtime": {"shards": 2}},
+        Unsupported,
+        ("runtime.shards", "runtime.kind"),
+        "use native",
+    ),
+    "shards of real sites": (
+        {"runtime": {"kind": "sites", "mode": "sites", "shards": 2}},
+        Inconsistent,
+        ("data.kind", "runtime.mode"),
+        "simulation",
+    ),
     "data at sites": (
         {"data": {"kind": "at-sites", "dataset": "chest-xray"}},
         Unsupported,

@@ -83,6 +83,14 @@ def test_neither_workers_nor_attempts_change_what_is_computed() -> None:
     assert plan(runtime={"workers": 4}).spec.runtime.workers == 4
 
 
+def test_shards_change_the_first_step_and_not_what_is_computed() -> None:
+    alone, spread = (plan(runtime={"kind": "native", "shards": shards}) for shards in (1, 3))
+
+    assert spread.plan_digest == alone.plan_digest
+    assert [step.shards for step in alone.steps] == [0, 0, 0]
+    assert [step.shards for step in spread.steps] == [3, 0, 0]
+
+
 def test_the_digest_of_a_plan_is_known() -> None:
     """Whoever changes it changes what every site has consented to."""
     assert plan().plan_digest == (
