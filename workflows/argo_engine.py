@@ -20,7 +20,7 @@ import httpx
 import msgspec
 import structlog
 
-from workflows.argo_status import Metadata, SeenWorkflow, observe
+from workflows.argo_status import Metadata, SeenWorkflow, is_left_waiting, observe
 from workflows.argo_workflow import (
     MANAGED_BY,
     PLAN_DIGEST,
@@ -97,6 +97,7 @@ class ArgoEngine:
         self._placement = placement
         self._seen: dict[str, SeenWorkflow] | None = None
         self._removed: set[str] = set()
+        self._dismissed: set[str] = set()
         self._client: httpx.AsyncClient | None = None
         self._watch: asyncio.Task[None] | None = None
 
@@ -147,11 +148,19 @@ class ArgoEngine:
             await self._own(kind, one["metadata"]["name"], running.metadata)
 
     async def observe(self, job: str, attempt: int) -> Observation | None:
-        """What the watch saw last; asked for anew where it saw nothing."""
+        """What the watch saw last; asked for anew where it saw nothing.
+
+        Shards that came too late for their server are told so, by taking its name away.
+        """
         require_job_id(job)
         name = name_of(job, attempt)
         workflow = (self._seen or {}).get(name) or await self._get(name)
-        return None if workflow is None else observe(workflow)
+        if workflow is None:
+            return None
+        if is_left_waiting(workflow) and workflow.metadata.uid not in self._dismissed:
+            await self._delete(self._core("services", shards_name(name)))
+            self._dismissed.add(workflow.metadata.uid)
+        return observe(workflow)
 
     async def cancel(self, job: str, attempt: int) -> None:
         """Have Argo signal the pods, which Kubernetes ends once their grace is over."""
@@ -290,6 +299,7 @@ class ArgoEngine:
         if change.type == "DELETED":
             self._seen.pop(workflow.metadata.name, None)
             self._removed.discard(workflow.metadata.uid)
+            self._dismissed.discard(workflow.metadata.uid)
         elif workflow.metadata.uid not in self._removed:
             self._seen[workflow.metadata.name] = workflow
         return True

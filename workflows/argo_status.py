@@ -17,6 +17,7 @@ from workflows.causes import Cause, CauseCode
 from workflows.engine import Activity, Observation
 from workflows.plan import StepKind
 from workflows.pod import MANIFEST, OUTCOME
+from workflows.shard_words import SHARD
 
 _OVER: Final = frozenset({"Succeeded", "Failed", "Error"})
 _OUTCOME: Final = msgspec.json.Decoder(Observation)
@@ -115,6 +116,18 @@ def observe(workflow: SeenWorkflow) -> Observation:
     )
     cause = Cause(code=CauseCode.ATTEMPT_LOST, detail=detail[:_DETAIL_CHARS])
     return Observation(activity=Activity.LOST, cause=cause, manifests=manifests)
+
+
+def is_left_waiting(workflow: SeenWorkflow) -> bool:
+    """Whether shards still run, or wait for room, whose server step is over."""
+    nodes = workflow.status.nodes.values()
+    return any(
+        node.type == "Pod" and node.template_name == SHARD and node.phase not in _OVER
+        for node in nodes
+    ) and any(
+        node.type == "Retry" and node.template_name == "federate" and node.phase in _OVER
+        for node in nodes
+    )
 
 
 def _latest_pods(workflow: SeenWorkflow) -> dict[StepKind, Node]:

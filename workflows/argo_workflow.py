@@ -6,7 +6,7 @@ one pod, and beside it as many as the job has shards; it never grows with rounds
 
 Shards are plain tasks, not daemons: Argo (4.0) does not start a daemon's pod anew that is deleted.
 That one of them fails for good is for the server step to judge, so it fails no run. They find
-that step by the name of a headless Service, and have a Secret of their own, with no token in it.
+that step by the name of a Service, and have a Secret of their own, with no token in it.
 
 Source: Argo Workflows' field reference (v4.0) and Hera 7.1, whose models are exactly those;
 Kubernetes' Pod Security Standards, level "restricted".
@@ -28,7 +28,7 @@ from workflows.engine import PlanRefused
 from workflows.link import LINK, PORT, Link
 from workflows.plan import Plan, Step, StepKind
 from workflows.pod import CREDENTIALS, EVENTS_FILE, MANIFEST, OUTCOME, PLAN, SUMMARY
-from workflows.shard_words import UNSERVED
+from workflows.shard_words import SHARD, UNSERVED
 
 MANAGED_BY: Final = "app.kubernetes.io/managed-by=foedus"
 PLAN_DIGEST: Final = "foedus.dev/plan-digest"
@@ -40,7 +40,6 @@ SEMAPHORES: Final = "foedus-runs"
 """ConfigMap that says how many workflows of each organisation may run."""
 PART: Final = "foedus.dev/part"
 SERVER: Final = "server"
-SHARD: Final = "shard"
 _USER: Final = 65532
 _RUN: Final = "/run/foedus/attempt"
 _HANDOVER: Final = "/run/foedus/handover"
@@ -143,9 +142,10 @@ def spread_of(plan: Plan) -> Step | None:
 
 
 def service_of(plan: Plan) -> dict[str, Any]:
-    """The name by which shards find the pod of their server: a Service with no address of its own.
+    """The name by which shards find the pod of their server.
 
-    It names that pod from when its containers run, also while the step lays its inputs.
+    It is there before any pod is, and is taken away when the server's step is over: a shard whose
+    pod found room only then sees that nobody will come, where no address would tell it.
     """
     labels = _labels(plan)
     return {
@@ -153,7 +153,6 @@ def service_of(plan: Plan) -> dict[str, Any]:
         "kind": "Service",
         "metadata": {"name": shards_name(name_of(plan.job, plan.attempt)), "labels": labels},
         "spec": {
-            "clusterIP": "None",
             "selector": {
                 "foedus.dev/job": labels["foedus.dev/job"],
                 "foedus.dev/attempt": labels["foedus.dev/attempt"],

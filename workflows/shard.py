@@ -116,21 +116,21 @@ class Server:
     def find(self, patience_s: float) -> ssl.SSLSocket:
         """Connect as soon as it is there.
 
-        A cluster gives a name to a server while that runs; one that had a name and has none any
-        more is waited for ``REJOIN_S`` seconds at most.
+        Where a server has a name, that is there before it and goes when no server will come.
 
         Raises:
-            Unserved: It was not there for ``patience_s`` seconds.
+            Unserved: It was not there for ``patience_s`` seconds, or has no name.
         """
-        ends, was_named = time.monotonic() + patience_s, False
+        began = time.monotonic()
+        ends = began + patience_s
+        named = began
         while True:
             try:
                 return self.dial()
             except socket.gaierror:
-                if was_named:
-                    ends, was_named = min(ends, time.monotonic() + REJOIN_S), False
+                ends = min(ends, named + REJOIN_S)
             except OSError:
-                was_named = True
+                named, ends = time.monotonic(), began + patience_s
             if time.monotonic() > ends:
                 raise Unserved
             time.sleep(_REDIAL_S)

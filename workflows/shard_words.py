@@ -18,6 +18,7 @@ from workflows.plan import Plan
 from workflows.tasks import Failed, Initial, Measure, Prepared, Train, TrainMany
 
 PIECE_BYTES: Final = 4 << 20
+SHARD: Final = "shard"
 UNSERVED: Final = 69
 """Exit code of a shard whose server did not come, or did not come back."""
 

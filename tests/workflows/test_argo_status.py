@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from workflows.argo_status import SeenWorkflow, observe
+from workflows.argo_status import SeenWorkflow, is_left_waiting, observe
 from workflows.causes import Cause, CauseCode
 from workflows.engine import Activity, Observation
 
@@ -123,3 +123,23 @@ def test_one_that_never_got_a_pod_is_lost_with_argo_s_words() -> None:
     assert observation.cause is not None
     assert observation.cause.detail.startswith("no such service account")
     assert len(observation.cause.detail) == 300
+
+
+@pytest.mark.parametrize(
+    ("federate", "shard", "is_left"),
+    [
+        ("Running", "Pending", False),
+        ("Succeeded", "Pending", True),
+        ("Succeeded", "Running", True),
+        ("Failed", "Running", True),
+        ("Succeeded", "Succeeded", False),
+    ],
+)
+def test_shards_are_left_waiting_when_their_server_s_step_is_over(
+    federate: str, shard: str, is_left: bool
+) -> None:
+    step = {"type": "Retry", "templateName": "federate", "phase": federate}
+    tried = pod("federate", "Failed")  # whether it is tried again is what the step says
+
+    assert is_left_waiting(seen("Running", tried, step, pod("shard", shard))) is is_left
+    assert not is_left_waiting(seen("Running", tried, step))
