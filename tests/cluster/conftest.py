@@ -13,13 +13,32 @@ import pytest
 
 from sharing.s3_bucket import Address
 from tests.cluster import minio_server
+from tests.cluster.faults import Faults
 from tests.cluster.kubernetes import Kubernetes, Namespace, build_image
+from tests.cluster.own_postgres import OwnPostgres
 from tests.control_plane.databases import new_database
 
 LAB = os.environ.get("FOEDUS_LAB", "")
 MINIO = Path(os.environ.get("LAB_HOME") or Path.home() / ".cache" / "lab") / "bin" / "minio"
 
+FAULTS = Faults()
+
 collect_ignore_glob = [] if LAB else ["test_*.py"]
+
+
+@pytest.fixture
+def faults() -> Faults:
+    """Takes what a fault did."""
+    return FAULTS
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if FAULTS.suffered:
+        terminalreporter.write_sep("=", "faults")
+        for line in FAULTS.table():
+            terminalreporter.write_line(line)
+        if os.environ.get("CHAOS_KEEP"):
+            FAULTS.keep()
 
 
 def services(*names: str) -> Mapping[str, str]:
@@ -64,6 +83,16 @@ def own_server(s3: Address, tmp_path: Path) -> Iterator[minio_server.Server]:
 def postgres() -> str:
     """URL of the lab's PostgreSQL, where databases may be made."""
     return services("postgres")["LAB_POSTGRES_URL"]
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[OwnPostgres]:
+    """A PostgreSQL that may be killed."""
+    server = OwnPostgres()
+    server.start()
+    yield server
+    server.stop()
+    server.remove()
 
 
 @pytest.fixture

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import signal
 import subprocess
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+
+from tests.e2e.real_server import until
 
 ROOT = Path(__file__).parent.parent.parent
 HOST = "10.244.0.1"
@@ -40,6 +43,11 @@ class Kubernetes:
         )
         assert not check or done.returncode == 0, done.stderr
         return done.stdout + done.stderr
+
+    def kill(self, program: str) -> None:
+        """End one of the cluster's own programs, as ``up`` names it; ``up`` starts it again."""
+        pid = (self.kubeconfig.parent / f"{program}.pid").read_text().split()[0]
+        os.kill(int(pid), signal.SIGKILL)
 
     def make_namespace(self) -> Namespace:
         name = f"foedus-{secrets.token_hex(4)}"
@@ -72,9 +80,40 @@ class Namespace:
         path.write_text(json.dumps(config))
         return path
 
+    def settings(self, image: str, folder: Path) -> dict[str, str]:
+        """Of a server on this machine whose steps are pods here."""
+        return {
+            "FOEDUS_ENGINE": "argo",
+            "FOEDUS_HOST": "0.0.0.0",
+            "FOEDUS_ENDPOINT_URL": f"http://{HOST}:{{port}}",
+            "FOEDUS_KUBECONFIG": str(self.kubeconfig(folder / "kubeconfig")),
+            "FOEDUS_NAMESPACE": self.name,
+            "FOEDUS_IMAGE": image,
+            "FOEDUS_RUNS_PER_ORGANISATION": "1",
+        }
+
+    def require_nothing_left(self) -> None:
+        """Of a run that has ended: no workflow, no pod, no Secret, within a minute."""
+        until(lambda: not self.get("workflows"), "the workflow to be removed")
+        until(lambda: not self.get("pods"), "its pods to go", within_s=60)
+        left = {secret["metadata"]["name"] for secret in self.get("secrets")}
+        assert left == {"foedus-executor.service-account-token"}
+
+    def link(self) -> str:
+        """This machine's end of the link of the one pod that there is."""
+        (pod,) = self.get("pods")
+        near = _told("ip", "-j", "neigh", "show", pod["status"]["podIP"])[0]
+        found = _told("bridge", "-j", "fdb", "show", "br", near["dev"])
+        (link,) = {one["ifname"] for one in found if one["mac"] == near["lladdr"]}
+        return str(link)
+
     def delete(self) -> None:
         self.kubectl("delete", "workflows", "--all", "--wait=false")
         self.kubernetes.run("kubectl", "delete", "namespace", self.name, "--wait=false")
+
+
+def _told(*command: str) -> Any:
+    return json.loads(subprocess.run(command, capture_output=True, check=True, timeout=10).stdout)
 
 
 def build_image(lab: Path) -> str:

@@ -1,4 +1,4 @@
-"""An engine of files, which several control planes reach; run as a module, one of these.
+"""An engine of files, which several control planes reach.
 
 Attempts are played by the test, from what lies in the folder.
 """
@@ -6,15 +6,14 @@ Attempts are played by the test, from what lies in the folder.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
-from control_plane.__main__ import main
 from control_plane.data_folder import write_private
 from control_plane.settings import Settings
+from workflows.capabilities import EngineAbilities
 from workflows.engine import Activity, Credentials, Observation, WorkflowEngine
 from workflows.plan import Plan
 
@@ -31,6 +30,8 @@ class Submitted(msgspec.Struct, frozen=True):
 
 class SharedEngine:
     """Adapter of ``WorkflowEngine`` over a folder: a file per attempt, and one for its end."""
+
+    abilities = EngineAbilities()
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -66,7 +67,3 @@ class SharedEngine:
 
 def shared_engine(settings: Settings, environ: Mapping[str, str]) -> WorkflowEngine:
     return SharedEngine(Path(environ[FOLDER]))
-
-
-if __name__ == "__main__":
-    sys.exit(main(shared_engine))

@@ -19,6 +19,10 @@ class TcpProxy:
         self.num_connections = 0
         threading.Thread(target=self._accept, daemon=True).start()
 
+    def lead_to(self, port: int) -> None:
+        """Have connections that are yet to come go elsewhere on this machine."""
+        self._target = ("127.0.0.1", port)
+
     def shut(self) -> None:
         """Break all connections, and take no more."""
         self._is_open = False
@@ -46,7 +50,11 @@ class TcpProxy:
                     near.close()
                     continue
                 self.num_connections += 1
-                far = socket.create_connection(self._target, 5)
+                try:
+                    far = socket.create_connection(self._target, 5)
+                except OSError:
+                    near.close()
+                    continue
                 far.settimeout(None)
                 self._connections += [near, far]
                 threading.Thread(target=_relay, args=(near, far), daemon=True).start()

@@ -12,9 +12,10 @@ import pytest
 from clients.errors import JobCancelled
 from clients.resources import Job
 from clients.sdk import Foedus, JobHandle
-from tests.cluster.kubernetes import HOST, Namespace
+from tests.cluster.faults import Faults, Victim
+from tests.cluster.kubernetes import Namespace
 from tests.e2e.jobs import small
-from tests.e2e.real_server import RealServer, running, until
+from tests.e2e.real_server import RealServer, running
 from workflows.job import JobSpec, Output, Runtime
 from workflows.run import Phase
 
@@ -38,16 +39,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def server(namespace: Namespace, image: str, tmp_path: Path) -> Iterator[RealServer]:
-    settings = {
-        "FOEDUS_ENGINE": "argo",
-        "FOEDUS_HOST": "0.0.0.0",
-        "FOEDUS_ENDPOINT_URL": f"http://{HOST}:{{port}}",
-        "FOEDUS_KUBECONFIG": str(namespace.kubeconfig(tmp_path / "kubeconfig")),
-        "FOEDUS_NAMESPACE": namespace.name,
-        "FOEDUS_IMAGE": image,
-        "FOEDUS_RUNS_PER_ORGANISATION": "1",
-    }
-    with running(tmp_path / "argo", **settings) as server:
+    with running(tmp_path / "argo", **namespace.settings(image, tmp_path)) as server:
         yield server
 
 
@@ -62,13 +54,6 @@ def wait_for_round(handle: JobHandle, number: int) -> None:
     for done in handle.rounds(timeout_s=WAIT_S):
         if done.number >= number:
             return
-
-
-def require_nothing_left(namespace: Namespace) -> None:
-    until(lambda: not namespace.get("workflows"), "the workflow to be removed")
-    until(lambda: not namespace.get("pods"), "its pods to go", within_s=60)
-    left = {secret["metadata"]["name"] for secret in namespace.get("secrets")}
-    assert left == {"foedus-executor.service-account-token"}
 
 
 def test_the_same_job_makes_the_same_model(
@@ -91,50 +76,51 @@ def test_the_same_job_makes_the_same_model(
     assert server.log.count("token") == 0
     assert all("kube-api-access" not in json.dumps(pod) for pod in pods)
     assert "workers are confined by" in log
-    require_nothing_left(namespace)
+    namespace.require_nothing_left()
 
 
 def test_a_run_whose_pod_is_deleted_goes_on_from_its_checkpoint(
-    server: RealServer, namespace: Namespace, expected: str
+    server: RealServer, namespace: Namespace, expected: str, faults: Faults, tmp_path: Path
 ) -> None:
     with server.client() as foedus:
-        handle = foedus.submit(job(foedus, "doomed"))
-        wait_for_round(handle, 2)
+        victim = Victim(foedus.submit(job(foedus, "doomed")), tmp_path)
+        victim.hear_until_round(2)
         namespace.kubectl("delete", "pods", "--all", "--force", "--grace-period=0")
-        closed = handle.wait(WAIT_S)
-        rounds = [done.number for done in handle.rounds()]
+        closed = victim.require_same(
+            faults, "The server step's pod is deleted", expected, within_s=60
+        )
 
-    assert digest_of(server, closed) == expected
     assert closed.attempt == 2
-    assert sorted(set(rounds)) == list(range(1, ROUNDS + 1))
-    require_nothing_left(namespace)
+    namespace.require_nothing_left()
 
 
 def test_a_run_whose_workflow_is_deleted_goes_on_too(
-    server: RealServer, namespace: Namespace, expected: str
+    server: RealServer, namespace: Namespace, expected: str, faults: Faults, tmp_path: Path
 ) -> None:
     with server.client() as foedus:
-        handle = foedus.submit(job(foedus, "doomed too"))
-        wait_for_round(handle, 2)
+        victim = Victim(foedus.submit(job(foedus, "doomed too")), tmp_path)
+        victim.hear_until_round(2)
         namespace.kubectl("delete", "workflows", "--all")
-        closed = handle.wait(WAIT_S)
+        closed = victim.require_same(faults, "The workflow is deleted", expected, within_s=60)
 
-    assert digest_of(server, closed) == expected
     assert closed.attempt == 2
+    namespace.require_nothing_left()
 
 
 def test_a_control_plane_that_is_killed_finds_its_run_again(
-    server: RealServer, namespace: Namespace, expected: str
+    server: RealServer, namespace: Namespace, expected: str, faults: Faults, tmp_path: Path
 ) -> None:
     with server.client() as foedus:
-        handle = foedus.submit(job(foedus, "orphaned"))
-        wait_for_round(handle, 2)
+        victim = Victim(foedus.submit(job(foedus, "orphaned")), tmp_path)
+        victim.hear_until_round(2)
         server.kill()
         server.start()
-        closed = handle.wait(WAIT_S)
+        closed = victim.require_same(
+            faults, "kill -9 of the only replica, and a new start (Argo)", expected, within_s=30
+        )
 
-    assert digest_of(server, closed) == expected
     assert closed.attempt == 1
+    namespace.require_nothing_left()
 
 
 def test_a_cancelled_run_leaves_nothing(server: RealServer, namespace: Namespace) -> None:
@@ -145,4 +131,4 @@ def test_a_cancelled_run_leaves_nothing(server: RealServer, namespace: Namespace
         with pytest.raises(JobCancelled):
             handle.wait(WAIT_S)
 
-    require_nothing_left(namespace)
+    namespace.require_nothing_left()

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -493,20 +493,11 @@ async def _require_whole(database: Database, answered: dict[int, str]) -> None:
         assert [row.job for row in rows] == sorted(answered.values()), table.name
 
 
-@pytest.fixture
-def own_server() -> Iterator[OwnPostgres]:
-    server = OwnPostgres()
-    server.start()
-    yield server
-    server.stop()
-    server.remove()
-
-
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
 async def test_a_server_that_goes_away_in_a_transaction_takes_nothing_half_done_with_it(
-    own_server: OwnPostgres, tmp_path: Path, mode: str
+    own_postgres: OwnPostgres, tmp_path: Path, mode: str
 ) -> None:
-    async with replica(tmp_path / "a", own_server.url) as platform:
+    async with replica(tmp_path / "a", own_postgres.url) as platform:
         admin = await platform.identity.authenticate(await bootstrap(platform) or "")
         answered = {0: (await submit_job(platform, admin, job_spec(), "key-0000")).id}
 
@@ -514,14 +505,14 @@ async def test_a_server_that_goes_away_in_a_transaction_takes_nothing_half_done_
             async with platform.database.writing() as transaction:
                 row = {"id": "a", "name": "half", "created_at": platform.now()}
                 await transaction.execute(insert(ORGANISATION), row)
-                await asyncio.to_thread(own_server.stop, mode)
+                await asyncio.to_thread(own_postgres.stop, mode)
                 await transaction.execute(insert(ORGANISATION), {**row, "id": "b", "name": "done"})
 
         with pytest.raises(DatabaseUnavailable):
             await write()
         with pytest.raises(DatabaseUnavailable):
             await submit_job(platform, admin, job_spec(), "key-0001")
-        await asyncio.to_thread(own_server.start)
+        await asyncio.to_thread(own_postgres.start)
 
         answered[1] = (await submit_job(platform, admin, job_spec(), "key-0001")).id
         await _require_whole(platform.database, answered)

@@ -1,0 +1,100 @@
+"""Control planes as processes over one database and one engine, and who plays their attempts."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+
+from control_plane.data_folder import write_private
+from control_plane.platform import Platform
+from tests.cluster.shared_engine import FOLDER, Submitted
+from tests.control_plane.scripted_engine import Wrapper
+from workflows.engine import Activity, Credentials, Observation
+
+ROOT = Path(__file__).parent.parent.parent
+MAX_RUNNING = 20
+LEASE_S = 3
+JOB = {
+    "name": "shared",
+    "program": {"kind": "builtin", "name": "digits-mlp"},
+    "data": {"kind": "partitioned", "dataset": "digits", "sites": 4},
+    "runtime": {"kind": "native"},
+    "rounds": 1,
+}
+
+
+class Replica:
+    """A control plane as a process; ``more`` are settings, and ``DIE_AT`` where it dies."""
+
+    def __init__(self, folder: Path, name: str, url: str, **more: str) -> None:
+        data = folder / name
+        data.mkdir()
+        for shared in ("objects", "engine"):
+            (folder / shared).mkdir(exist_ok=True)
+        (data / "objects").symlink_to(folder / "objects")
+        settings = {
+            "FOEDUS_DATA": str(data),
+            "FOEDUS_PORT": "0",
+            "FOEDUS_DATABASE_URL": url,
+            "FOEDUS_LEASE_S": str(LEASE_S),
+            "FOEDUS_MAX_RUNNING": str(MAX_RUNNING),
+            "FOEDUS_FIRST_TOKEN_FILE": str(folder / "token"),
+            FOLDER: str(folder / "engine"),
+            **more,
+        }
+        self.log = (folder / f"{name}.log").open("w")
+        self.child = subprocess.Popen(
+            [sys.executable, "-m", "tests.cluster.mortal_replica"],
+            cwd=ROOT,
+            env={**os.environ, **settings},
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+        )
+
+    def ready(self) -> str:
+        """Where it listens."""
+        assert self.child.stdout is not None
+        for line in self.child.stdout:
+            if "listens at" in line:
+                return line.split()[-1]
+        raise AssertionError(Path(self.log.name).read_text())
+
+    def end(self) -> None:
+        if self.child.poll() is None:
+            self.child.kill()
+        self.child.communicate()
+        self.log.close()
+
+
+class Player:
+    """Plays all attempts that the engine was handed, over a platform of its own."""
+
+    def __init__(self, platform: Platform, folder: Path) -> None:
+        self.platform = platform
+        self.folder = folder
+        self.wrappers: dict[str, Wrapper] = {}
+        self.most_running = 0
+
+    async def run(self) -> None:
+        while True:
+            for path in self.folder.iterdir():
+                if path.name not in self.wrappers and path.suffix not in (".end", ".draft"):
+                    found = msgspec.json.decode(path.read_bytes(), type=Submitted)
+                    credentials = Credentials(url=found.url, token=found.token)
+                    self.wrappers[path.name] = Wrapper(found.plan, credentials)
+            running = {n: w for n, w in self.wrappers.items() if w.activity is Activity.RUNNING}
+            self.most_running = max(self.most_running, len(running))
+            await asyncio.gather(*(self._play(name, w) for name, w in running.items()))
+            await asyncio.sleep(0.02)
+
+    async def _play(self, name: str, wrapper: Wrapper) -> None:
+        await wrapper.play(self.platform)
+        if wrapper.activity is not Activity.RUNNING:
+            end = Observation(activity=wrapper.activity, manifests=dict(wrapper.manifests))
+            write_private(self.folder / f"{name}.end", msgspec.json.encode(end))
