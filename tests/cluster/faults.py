@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
 
 from clients.resources import Event, Job
 from clients.sdk import JobHandle
+from tests.e2e.real_server import until
 from workflows.run import Phase
 
 WAIT_S = 180.0
@@ -76,81 +78,87 @@ class Faults:
         KEPT.write_text("\n".join(["# Faults", "", about, "", *self.table()]) + "\n")
 
 
-@dataclass
 class Victim:
-    """A run that a fault hits.
+    """A run that a fault hits, and all that is told of it, with the hour at which it was heard."""
 
-    Attributes:
-        handle: Of the run.
-        folder: For what it made.
-        heard: Its events, as they were acknowledged before the fault.
-        since: When the fault struck, or ended.
-        attempt: The one that the fault struck.
-    """
+    def __init__(self, handle: JobHandle, folder: Path) -> None:
+        """Listen to it.
 
-    handle: JobHandle
-    folder: Path
-    heard: list[Event] = field(default_factory=list)
-    since: datetime = field(default_factory=lambda: datetime.now(UTC))
-    attempt: int = 0
+        Args:
+            handle: Of the run.
+            folder: For what it makes.
+        """
+        self.handle = handle
+        self._folder = folder
+        self._heard: list[tuple[Event, float]] = []
+        self._ended: Exception | None = None
+        self._since = 0.0
+        self._attempt = 0
+        self._listening = threading.Thread(target=self._listen, daemon=True)
+        self._listening.start()
 
     def hear_until(self, has_come: Callable[[Event], bool]) -> None:
-        """Take in what is told of it until the fault is due."""
-        for event in self.handle.events(after=len(self.heard), timeout_s=WAIT_S):
-            self.heard.append(event)
-            if has_come(event):
-                self.attempt = event.attempt
-                self.since = datetime.now(UTC)
-                return
-        raise AssertionError("it ended before the fault was due")
+        """Return when the fault is due."""
+        until(lambda: self._is_told(has_come), "the moment of the fault", WAIT_S)
+        self._since = time.monotonic()
+        self._attempt = self._heard[-1][0].attempt
 
     def hear_until_round(self, number: int) -> None:
         self.hear_until(lambda e: e.kind == "round.finished" and e.fields["round"] >= number)
 
     def relieve(self) -> None:
         """From now on the fault is over."""
-        self.since = datetime.now(UTC)
+        self._since = time.monotonic()
 
     def require_same(self, faults: Faults, fault: str, digest: str, *, within_s: float) -> Job:
         """It ends with the model of this digest, and with all that it was said to have."""
         closed = self.handle.wait(WAIT_S)
+        self._listening.join(WAIT_S)
         assert closed.phase is Phase.SUCCEEDED, closed
         made = {artifact.name: artifact for artifact in self.handle.artifacts()}
-        attempts = "in the same attempt" if closed.attempt == self.attempt else "in another attempt"
         assert made["model.safetensors"].digest == digest
+        same = closed.attempt == self._attempt
         faults.record(
             fault,
-            f"same model, {attempts}",
-            self._recovered_s(),
+            f"same model, in {'the same' if same else 'another'} attempt",
+            self._recovered_s(closed.attempt),
             within_s=within_s,
             runs=1,
             lost=self._num_lost(),
         )
         return closed
 
-    def _recovered_s(self) -> float:
-        """To the next round or step; of the next attempt, if the run needed another."""
-        events = list(self.handle.events())
-        went_on = events[-1].attempt > self.attempt
-        for event in events:
+    def _listen(self) -> None:
+        try:
+            for event in self.handle.events(timeout_s=2 * WAIT_S):
+                self._heard.append((event, time.monotonic()))
+        except Exception as error:  # noqa: BLE001 - of another thread, and shown by who waits
+            self._ended = error
+
+    def _is_told(self, has_come: Callable[[Event], bool]) -> bool:
+        assert self._ended is None, self._ended
+        return any(has_come(event) for event, _ in self._heard)
+
+    def _recovered_s(self, last_attempt: int) -> float:
+        """To the next round or step on record; of the last attempt, if the fault cost one."""
+        assert self._ended is None, self._ended
+        for event, at in self._heard:
             is_sign = event.kind.startswith(("round.finished", "step.", "run.closed"))
-            is_late = event.attempt > self.attempt or (not went_on and event.at >= self.since)
-            if is_sign and is_late:
-                return (event.at - self.since).total_seconds()
-        raise AssertionError("nothing happened any more")
+            if is_sign and at >= self._since and event.attempt == last_attempt:
+                return at - self._since
+        raise AssertionError("nothing was told any more")
 
     def _num_lost(self) -> int:
         events = list(self.handle.events())
         rounds = sorted({e.fields["round"] for e in events if e.kind == "round.finished"})
-        closed = [event for event in events if event.kind == "run.closed"]
         lost = [
-            events[: len(self.heard)] != self.heard,
+            events != [event for event, _ in self._heard],
             [event.id for event in events] != list(range(1, len(events) + 1)),
             rounds != list(range(1, self.handle.refresh().rounds + 1)),
-            len(closed) != 1,
+            sum(event.kind == "run.closed" for event in events) != 1,
         ]
         artifacts = self.handle.artifacts()
         for artifact in artifacts:  # raises if it is not the object of this digest
-            self.handle.pull_artifact(artifact, self.folder / f"{self.handle.id}-{artifact.name}")
+            self.handle.pull_artifact(artifact, self._folder / f"{self.handle.id}-{artifact.name}")
         wanted = {"model.safetensors", "transcripts.jsonl", "spent.json"}
         return sum(lost) + len(wanted - {artifact.name for artifact in artifacts})

@@ -7,11 +7,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
+from sqlalchemy import select
 
 from control_plane.data_folder import write_private
 from control_plane.platform import Platform
+from control_plane.records.tables import ARTIFACT, EVENT, LEASE, MODEL, ROUND
+from control_plane.records.tables import JOB as JOB_TABLE
 from tests.cluster.shared_engine import FOLDER, Submitted
 from tests.control_plane.scripted_engine import Wrapper
 from workflows.engine import Activity, Credentials, Observation
@@ -26,6 +30,31 @@ JOB = {
     "runtime": {"kind": "native"},
     "rounds": 1,
 }
+
+
+Facts = frozenset[tuple[Any, ...]]
+
+
+async def facts_of(platform: Platform, job: str) -> Facts:
+    """All that is on record of a run, but for its id and its hours."""
+    rows = platform.database.rows
+    [row] = await rows(select(JOB_TABLE).where(JOB_TABLE.c.id == job))
+    events = await rows(select(EVENT).where(EVENT.c.job == job))
+    rounds = await rows(select(ROUND).where(ROUND.c.job == job))
+    artifacts = await rows(select(ARTIFACT).where(ARTIFACT.c.job == job))
+    models = await rows(select(MODEL).where(MODEL.c.job == job))
+    leases = await rows(select(LEASE).where(LEASE.c.job == job))
+    return frozenset(
+        [
+            ("job", row.phase, row.round, row.attempt, row.metrics, row.cause, row.last_event),
+            *(("event", e.id, e.kind, e.attempt, e.step, e.number) for e in events),
+            *(("round", r.number, r.model, r.transcript) for r in rounds),
+            # The card of a model names the job.
+            *(("artifact", a.name, a.digest) for a in artifacts if a.name != "model.json"),
+            *(("model", m.digest, m.metrics) for m in models),
+            *(("lease", one.holder) for one in leases),
+        ]
+    )
 
 
 class Replica:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -10,6 +11,7 @@ from tempfile import NamedTemporaryFile
 import msgspec
 import pytest
 
+from tests.cluster.faults import Faults
 from tests.cluster.kubernetes import HOST, Namespace
 from tests.workflows.attempts import end_of, plan_of, step_of, submit, until
 from tests.workflows.control_plane_double import TOKEN, ControlPlaneDouble
@@ -66,7 +68,7 @@ async def test_the_two_judges_refuse_a_misspelt_field_and_take_every_workflow_on
 
 
 async def test_a_workflow_made_by_hand_under_our_name_is_left_alone(
-    engine: ArgoEngine, plane: ControlPlaneDouble, namespace: Namespace
+    engine: ArgoEngine, plane: ControlPlaneDouble, namespace: Namespace, faults: Faults
 ) -> None:
     plan = plan_of(step_of("federate"))
     by_hand = {
@@ -77,9 +79,21 @@ async def test_a_workflow_made_by_hand_under_our_name_is_left_alone(
     }
     namespace.kubectl("create", "-f", "-", stdin=json.dumps(by_hand))
 
+    began = time.monotonic()
     with pytest.raises(PlanRefused, match="was not made for this one"):
         await submit(engine, plane, plan)
+    needed_s = time.monotonic() - began
 
+    faults.record(
+        *(
+            "A workflow made by hand has our name",
+            "the plan is refused, the workflow left",
+            needed_s,
+        ),
+        within_s=10,
+        runs=1,
+        lost=0,
+    )
     assert [one["spec"]["entrypoint"] for one in namespace.get("workflows")] == ["a"]
     assert len(namespace.get("secrets")) == 1  # the executor's
 

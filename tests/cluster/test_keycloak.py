@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -42,6 +43,7 @@ from control_plane.records.sqlite import open_sqlite
 from control_plane.settings import KeycloakSettings
 from tests.clients.cli_process import environment, foedus
 from tests.cluster.conftest import services
+from tests.cluster.faults import Faults
 from tests.cluster.tcp_proxy import TcpProxy
 from tests.e2e.real_server import RealServer, running
 
@@ -330,7 +332,9 @@ def _kid(token: str) -> str:
     return str(msgspec.json.decode(base64.urlsafe_b64decode(token.split(".")[0] + "=="))["kid"])
 
 
-async def test_while_keycloak_is_down_known_keys_verify(lab: Lab, door: Door) -> None:
+async def test_while_keycloak_is_down_known_keys_verify(
+    lab: Lab, door: Door, faults: Faults
+) -> None:
     await door.identity.authenticate(lab.token("the-developer"))
     other = lab.token("the-operator")
     door.proxy.shut()
@@ -341,9 +345,13 @@ async def test_while_keycloak_is_down_known_keys_verify(lab: Lab, door: Door) ->
         await door.identity.authenticate(forged(lab, "an unknown key"))
 
     door.proxy.open()
+    began = time.monotonic()
     door.ahead[0] += timedelta(seconds=11)
     with pytest.raises(NotAuthentic, match="does not have"):
         await door.identity.authenticate(forged(lab, "an unknown key"))
+    outcome = "known keys verify, others are judged when it is back"
+    needed_s = time.monotonic() - began
+    faults.record("Keycloak is down", outcome, needed_s, within_s=5, runs=3, lost=0)
 
 
 async def test_nobody_can_be_judged_before_keycloak_was_reached_once(lab: Lab, door: Door) -> None:

@@ -42,6 +42,7 @@ from control_plane.refusals import DatabaseUnavailable, NameTaken, QuotaExhauste
 from control_plane.server_secret import CURSORS, server_secret
 from sharing.directory_store import DirectoryStore
 from sharing.object_store import digest_of
+from tests.cluster.faults import Faults
 from tests.cluster.own_postgres import OwnPostgres
 from tests.control_plane.conftest import RULES, job_spec
 from tests.control_plane.scripted_engine import ScriptedEngine
@@ -402,11 +403,25 @@ async def _both_admitting(a: Platform, b: Platform, admin: Principal) -> list[st
     return [type(one).__name__ for one in refused if one is not None]
 
 
-async def test_the_last_slot_is_given_away_once(records_url: str, tmp_path: Path) -> None:
+async def test_the_last_slot_is_given_away_once(
+    records_url: str, tmp_path: Path, faults: Faults
+) -> None:
+    longest_s, doubled = 0.0, 0
     async with two(tmp_path, records_url) as (a, b, admin):
         a, b = (replace(p, rules=replace(RULES, max_running=1)) for p in (a, b))
         for _ in range(10):
-            assert await _both_admitting(a, b, admin) == ["_Changed"]
+            began = time.monotonic()
+            refused = await _both_admitting(a, b, admin)
+            longest_s = max(longest_s, time.monotonic() - began)
+            doubled += 1 - len(refused)
+            assert refused == ["_Changed"]
+    outcome = "one is admitted, the other waits, each time"
+    faults.record(
+        *("Two replicas race for the last slot", outcome, longest_s),
+        within_s=5,
+        runs=20,
+        lost=doubled,
+    )
 
 
 async def test_the_last_room_in_a_quota_is_given_away_once(
@@ -448,7 +463,7 @@ async def _version(platform: Platform, job: str) -> int:
 
 
 async def test_connections_that_are_cut_in_any_phase_of_a_submission_lose_and_double_nothing(
-    records_url: str, tmp_path: Path
+    records_url: str, tmp_path: Path, faults: Faults
 ) -> None:
     """All connections of the database are ended again and again while jobs are submitted."""
     async with replica(tmp_path / "a", records_url) as platform:
@@ -464,19 +479,30 @@ async def test_connections_that_are_cut_in_any_phase_of_a_submission_lose_and_do
 
         thread = threading.Thread(target=cut)
         thread.start()
-        failures, answered = 0, {}
+        failures, answered, longest_s = 0, {}, 0.0
         try:
             async with asyncio.timeout(60):
                 for i in range(60):
+                    began = time.monotonic()
                     while i not in answered:
                         try:
                             job = await submit_job(platform, admin, job_spec(), f"key-{i:04}")
                             answered[i] = job.id
                         except DatabaseUnavailable:
                             failures += 1
+                    longest_s = max(longest_s, time.monotonic() - began)
         finally:
             stop.set()
             await asyncio.to_thread(thread.join)
+        rows = await platform.database.rows(select(JOB.c.id))
+        faults.record(
+            f"PostgreSQL's connections are cut {cuts[0]} times while jobs are submitted",
+            f"{failures} submissions refused and repeated, none doubled",
+            longest_s,
+            within_s=30,
+            runs=len(answered),
+            lost=len(set(answered.values()) ^ {row.id for row in rows}),
+        )
         await _require_whole(platform.database, answered)
 
     assert failures > 0
@@ -495,7 +521,7 @@ async def _require_whole(database: Database, answered: dict[int, str]) -> None:
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
 async def test_a_server_that_goes_away_in_a_transaction_takes_nothing_half_done_with_it(
-    own_postgres: OwnPostgres, tmp_path: Path, mode: str
+    own_postgres: OwnPostgres, tmp_path: Path, mode: str, faults: Faults
 ) -> None:
     async with replica(tmp_path / "a", own_postgres.url) as platform:
         admin = await platform.identity.authenticate(await bootstrap(platform) or "")
@@ -513,8 +539,19 @@ async def test_a_server_that_goes_away_in_a_transaction_takes_nothing_half_done_
         with pytest.raises(DatabaseUnavailable):
             await submit_job(platform, admin, job_spec(), "key-0001")
         await asyncio.to_thread(own_postgres.start)
+        began = time.monotonic()
 
         answered[1] = (await submit_job(platform, admin, job_spec(), "key-0001")).id
+        needed_s = time.monotonic() - began
+        rows = await platform.database.rows(select(JOB.c.id))
+        faults.record(
+            f"PostgreSQL is restarted in a transaction ({mode})",
+            "refused as unavailable, nothing half done",
+            needed_s,
+            within_s=10,
+            runs=len(answered),
+            lost=len(set(answered.values()) ^ {row.id for row in rows}),
+        )
         await _require_whole(platform.database, answered)
         names = await platform.database.rows(select(ORGANISATION.c.name))
         assert [row.name for row in names] == ["home"]

@@ -11,6 +11,7 @@ import pytest
 
 from sharing.object_store import digest_of, digest_of_file
 from sharing.s3_bucket import Address
+from tests.cluster.faults import Faults, Victim
 from tests.cluster.minio_server import Server, client
 from tests.e2e.jobs import small
 from tests.e2e.real_server import RealServer, running
@@ -33,15 +34,10 @@ def settings(address: Address, bucket: str, folder: Path) -> Mapping[str, str]:
     }
 
 
-def model_of_a_job(server: RealServer, folder: Path, fault: Server | None = None) -> str:
-    """Digest of the model that comes of a job, whose store is killed in every round but one."""
+def model_of_a_job(server: RealServer, folder: Path) -> str:
+    """Digest of the model that comes of a job."""
     with server.client() as platform:
         submitted = platform.submit(small(platform, "digits"))
-        for done_round in submitted.rounds(timeout_s=WAIT_S):
-            if fault and done_round.number < 4:
-                fault.kill()
-                time.sleep(AWAY_S)
-                fault.start()
         done = submitted.wait(timeout_s=WAIT_S)
         assert done.phase is Phase.SUCCEEDED, done
         made = {found.name: found for found in submitted.artifacts()}["model.safetensors"]
@@ -81,13 +77,25 @@ def test_a_job_over_a_bucket_makes_the_model_of_one_over_a_folder(
 
 
 def test_a_store_that_is_killed_again_and_again_loses_nothing(
-    own_server: Server, tmp_path: Path
+    own_server: Server, tmp_path: Path, faults: Faults
 ) -> None:
     with running(tmp_path / "folder") as server:
         expected = model_of_a_job(server, tmp_path)
 
-    with running(tmp_path / "bucket", **settings(own_server.address, "kept", tmp_path)) as server:
-        assert model_of_a_job(server, tmp_path, fault=own_server) == expected
+    with (
+        running(tmp_path / "bucket", **settings(own_server.address, "kept", tmp_path)) as server,
+        server.client() as platform,
+    ):
+        victim = Victim(platform.submit(small(platform, "digits")), tmp_path)
+        for number in (1, 2, 3):
+            victim.hear_until_round(number)
+            own_server.kill()
+            time.sleep(AWAY_S)
+            own_server.start()
+            victim.relieve()
+        victim.require_same(
+            faults, f"MinIO is away for {AWAY_S:g} s in three rounds", expected, within_s=30
+        )
 
 
 def test_a_server_without_its_bucket_server_does_not_start_and_tells_why(tmp_path: Path) -> None:

@@ -27,9 +27,9 @@ class RealServer:
     def __init__(self, folder: Path, settings: Mapping[str, str]) -> None:
         self._folder = folder
         self._settings = settings
-        self._port = free_port()
+        self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
-        self.url = f"http://127.0.0.1:{self._port}"
+        self.url = f"http://127.0.0.1:{self.port}"
 
     @property
     def data(self) -> Path:
@@ -47,9 +47,9 @@ class RealServer:
         self._folder.mkdir(parents=True, exist_ok=True)
         settings = {
             "FOEDUS_DATA": str(self._folder / "data"),
-            "FOEDUS_PORT": str(self._port),
+            "FOEDUS_PORT": str(self.port),
             "FOEDUS_FIRST_TOKEN_FILE": str(self._folder / "token"),
-            **{name: value.format(port=self._port) for name, value in self._settings.items()},
+            **{name: value.format(port=self.port) for name, value in self._settings.items()},
         }
         with (self._folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
