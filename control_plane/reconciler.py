@@ -622,11 +622,12 @@ class Reconciler:
 
 
 def _is_due(view: _View, rules: Rules, now: datetime) -> bool:
+    """Whether the pause is over; an end that lies ahead was told by a clock since put back."""
     if view.attempt is None or view.attempt.ended_at is None:
         return True
     cause = cause_of(view.attempt.cause)
     pause = timedelta(seconds=_pause_s(rules, view.job.fruitless, cause))
-    return bool(now >= view.attempt.ended_at + pause)
+    return not timedelta() <= now - view.attempt.ended_at < pause
 
 
 def _pause_s(rules: Rules, fruitless: int, cause: Cause | None) -> float:
