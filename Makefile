@@ -23,7 +23,8 @@ demo: install
 test: install
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --ignore tests/cluster
 
-# Against real servers, which the lab starts; red unless they were there.
+# Against real servers, which the lab starts; red unless they were there. CHAOS_KEEP=1 keeps the
+# table of faults in benchmarks/results/.
 test-cluster: install
 	FOEDUS_LAB=$${FOEDUS_LAB:-../shared/lab} $(BIN)/python -m pytest -q tests/cluster
 
