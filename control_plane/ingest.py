@@ -6,22 +6,19 @@ is told to stop, nothing of it is taken, and that is put on record once.
 
 from __future__ import annotations
 
-import asyncio
-import fcntl
 import hmac
-import os
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 from sqlalchemy import Row, bindparam, delete, func, insert, select
 
 from clients.identity import NotAuthentic
+from control_plane import step_logs
 from control_plane.ids import hash_of_token
-from control_plane.jobs import WAITS_FOR_STOP, logs_of
+from control_plane.jobs import WAITS_FOR_STOP
 from control_plane.journal import Fact, load, record, transition
 from control_plane.objects import keep, require_stored
 from control_plane.platform import Platform
@@ -172,12 +169,12 @@ async def append_log(
 ) -> int:
     """Store part of a step's log; where the stored log ends now, from where to go on.
 
-    What is stored already is passed over, and what would leave a gap is not taken. Beyond the
-    job's limit nothing more is kept, though the end moves on.
+    As ``step_logs.append``, up to the job's limit.
     """
     limit = (attempt.spec.limits.log_mb << 20) + LOG_SLACK_BYTES
-    path = logs_of(platform, attempt.job) / str(attempt.number) / f"{step}.log"
-    return await asyncio.to_thread(_append, path, offset, content, limit)
+    return await step_logs.append(
+        platform, attempt.job, attempt.number, step, offset=offset, content=content, limit=limit
+    )
 
 
 def progress_of(job: Row[Any]) -> Progress:
@@ -278,15 +275,3 @@ async def _take_round(transaction: Transaction, attempt: Attempt, event: RoundFi
             "at": datetime.fromtimestamp(event.at, UTC),
         },
     )
-
-
-def _append(path: Path, offset: int, content: bytes, limit: int) -> int:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # against a repetition that overtakes its original
-        end = file.seek(0, os.SEEK_END)
-        if offset > end:
-            return offset + len(content) if end >= limit else end
-        fresh = content[end - offset :][: max(0, limit - end)]
-        file.write(fresh)
-        return max(end, offset + len(content))

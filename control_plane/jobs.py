@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-import shutil
 from collections.abc import AsyncIterator, Mapping
-from pathlib import Path
 from typing import Any, Final
 
 from sqlalchemy import Row, bindparam, delete, func, select
 
 from clients.identity import Principal
 from clients.resources import Artifact, Event, Job, Round
-from control_plane import audit
+from control_plane import audit, step_logs
 from control_plane.authorisation import Action, may, relation_of
 from control_plane.event_hub import CLOSED, Told, encode
 from control_plane.journal import Fact, load, record
@@ -45,7 +42,6 @@ from workflows.run import Desired, Phase
 STEPS: Final[tuple[StepKind, ...]] = ("federate", "translate", "publish")
 WAITS_FOR_STOP: Final = "the run to stop"
 _PAGE: Final = 500
-_LOG_CHUNK_BYTES: Final = 1 << 16
 _IN_PLACE: Final = Told(0, "", b"")
 
 _SEEN: Final = (
@@ -156,7 +152,6 @@ async def delete_job(platform: Platform, who: Principal, job: str) -> None:
     )
     for row in objects:
         await release(platform, job, row.digest)
-    await asyncio.to_thread(shutil.rmtree, logs_of(platform, job), ignore_errors=True)
     async with platform.database.writing() as transaction:
         if await transaction.execute(delete(JOB).where(JOB.c.id == job)):
             await audit.note(transaction, platform.now(), who, "job.delete", job)
@@ -247,8 +242,7 @@ async def read_logs(
     row, sight = await _see(platform, who, job)
     if not sight.evidence:
         raise Forbidden("you may not read the logs of this job")
-    folder = logs_of(platform, job) / str(row.attempt)
-    return _read_logs(folder, STEPS if step is None else (step,), tail)
+    return step_logs.read(platform, job, row.attempt, STEPS if step is None else (step,), tail)
 
 
 async def open_jobs_by_phase(platform: Platform) -> Mapping[Phase, int]:
@@ -271,15 +265,6 @@ async def oldest_wait_s(platform: Platform) -> float:
         .limit(1)
     )
     return 0.0 if row is None else max(0.0, (platform.now() - row.created_at).total_seconds())
-
-
-def logs_of(platform: Platform, job: str) -> Path:
-    """Folder of a job's logs: one file per attempt and step.
-
-    It lies with the replica that took them; another one that the attempt turns to is sent them from
-    their beginning.
-    """
-    return platform.folder / "logs" / job
 
 
 def sight_on(who: Principal, row: Row[Any]) -> Sight:
@@ -325,30 +310,3 @@ async def _watch(
                 if is_over:
                     return
                 await changed.wait()
-
-
-async def _read_logs(
-    folder: Path, steps: tuple[StepKind, ...], tail: int | None
-) -> AsyncIterator[bytes]:
-    for step in steps:
-        path = folder / f"{step}.log"
-        try:
-            size = (await asyncio.to_thread(path.stat)).st_size
-        except FileNotFoundError:
-            continue
-        if len(steps) > 1:
-            yield f"==> {step} <==\n".encode()
-        offset = 0 if tail is None else max(0, size - tail)
-        while offset < size:
-            length = min(_LOG_CHUNK_BYTES, size - offset)
-            chunk = await asyncio.to_thread(_read_part, path, offset, length)
-            if not chunk:
-                break
-            offset += len(chunk)
-            yield chunk
-
-
-def _read_part(path: Path, offset: int, length: int) -> bytes:
-    with path.open("rb") as file:
-        file.seek(offset)
-        return file.read(length)

@@ -78,7 +78,7 @@ class Platform:
         database: The records.
         hub: Tells watchers of events.
         store: The objects.
-        folder: Data folder; logs of runs and scratch lie there.
+        folder: Data folder; scratch lies there.
         environment: Digest of what is installed.
         capabilities: What a job may ask for, uploads aside.
         rules: What whoever runs the platform decided.

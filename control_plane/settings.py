@@ -122,7 +122,7 @@ class Settings(BaseSettings):
     )
 
     data: Path = Field(default_factory=default_data_folder)
-    """Folder of everything that lasts: database, objects, scratch of attempts, logs. Default
+    """Folder of everything that lasts: database (with the logs), objects, scratch. Default
     ``~/.local/share/foedus``. One server at a time may use it; whoever can read it can read
     every model and every upload."""
 

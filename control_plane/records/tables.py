@@ -361,6 +361,18 @@ class IdempotencyRow(SQLModel, table=True):
     created_at: datetime = moment()
 
 
+class LogPartRow(SQLModel, table=True):
+    """What a step printed from byte ``start`` of its log on, to where the next part begins."""
+
+    __tablename__ = "log_part"
+
+    job: str = belongs_to("job.id", key=True)
+    attempt: int = Field(primary_key=True)
+    step: str = Field(primary_key=True)
+    start: int = Field(sa_column=Column(BigInteger(), primary_key=True, autoincrement=False))
+    content: bytes
+
+
 class QuotaRow(SQLModel, table=True):
     """What an organisation may have; null leaves it to the platform's settings."""
 
@@ -423,6 +435,7 @@ DATASET: Final = _TABLES["dataset"]
 MODEL: Final = _TABLES["model"]
 VARIANT: Final = _TABLES["model_variant"]
 IDEMPOTENCY: Final = _TABLES["idempotency"]
+LOG_PART: Final = _TABLES["log_part"]
 QUOTA: Final = _TABLES["quota"]
 AUDIT: Final = _TABLES["audit"]
 AUDIT_HEAD: Final = _TABLES["audit_head"]

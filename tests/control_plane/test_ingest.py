@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 from msgspec.structs import replace
-from sqlalchemy import select
+from sqlalchemy import delete, select
 
 from clients.identity import NotAuthentic, Principal
 from clients.resources import Role
@@ -23,12 +23,11 @@ from control_plane.jobs import (
     get_job,
     list_events,
     list_rounds,
-    logs_of,
     read_logs,
 )
 from control_plane.platform import Platform
 from control_plane.reconciler import Reconciler
-from control_plane.records.tables import JOB_OBJECT
+from control_plane.records.tables import JOB, JOB_OBJECT, LOG_PART
 from control_plane.refusals import EventGap, Fenced, Forbidden
 from sharing.object_store import ObjectCorrupt, ObjectMissing, digest_of
 from tests.control_plane.conftest import People, job_spec
@@ -288,6 +287,18 @@ async def test_bytes_with_another_digest_are_refused(running: Running) -> None:
     assert await running.platform.database.rows(select(JOB_OBJECT.c.digest)) == []
 
 
+async def printed(running: Running, **arguments: object) -> bytes:
+    """The logs as they are read."""
+    arguments.setdefault("step", "federate")
+    stream = await read_logs(
+        running.platform,
+        running.who,
+        running.job,
+        **arguments,  # type: ignore[arg-type]
+    )
+    return b"".join([chunk async for chunk in stream])
+
+
 async def test_a_log_grows_by_offset_and_repetitions_change_nothing(running: Running) -> None:
     attempt = await running.attempt()
 
@@ -299,20 +310,34 @@ async def test_a_log_grows_by_offset_and_repetitions_change_nothing(running: Run
     assert await append(2, b"e\ntwo\n") == 8
     assert await append(100, b"too far") == 8
     assert await append(8, b"three\n") == 14
-    path = logs_of(running.platform, running.job) / "1" / "federate.log"
-    assert path.read_bytes() == b"one\ntwo\nthree\n"
+    assert await printed(running) == b"one\ntwo\nthree\n"
+
+
+async def test_a_part_that_comes_many_times_at_once_is_stored_once(running: Running) -> None:
+    attempt = await running.attempt()
+    block = b"a line\n" * 1000
+
+    ends = await asyncio.gather(
+        *(
+            append_log(running.platform, attempt, "federate", 0, block[: 700 * times])
+            for times in range(1, 11)
+        )
+    )
+
+    while (end := max(ends)) < len(block):
+        ends = [await append_log(running.platform, attempt, "federate", end, block[end:])]
+    assert await printed(running) == block
 
 
 async def test_a_log_is_bounded_and_its_writer_is_not_held_up(running: Running) -> None:
     attempt = await running.attempt()
-    path = logs_of(running.platform, running.job) / "1" / "federate.log"
     block, offset = b"x" * (1 << 20), 0
 
     for _ in range(6):
         offset = await append_log(running.platform, attempt, "federate", offset, block)
 
     assert offset == 6 << 20
-    assert path.stat().st_size == (4 << 20) + (1 << 16)
+    assert len(await printed(running)) == (4 << 20) + (1 << 16)
 
 
 async def test_logs_are_read_by_step_and_from_their_end(running: Running) -> None:
@@ -320,19 +345,35 @@ async def test_logs_are_read_by_step_and_from_their_end(running: Running) -> Non
     await append_log(running.platform, attempt, "federate", 0, b"trained\n")
     await append_log(running.platform, attempt, "translate", 0, b"exported\n")
 
-    async def read(**arguments: object) -> bytes:
-        stream = await read_logs(
-            running.platform,
-            running.who,
-            running.job,
-            **arguments,  # type: ignore[arg-type]
-        )
-        return b"".join([chunk async for chunk in stream])
+    assert (
+        await printed(running, step=None)
+        == b"==> federate <==\ntrained\n==> translate <==\nexported\n"
+    )
+    assert await printed(running, step="translate") == b"exported\n"
+    assert await printed(running, step="federate", tail=3) == b"ed\n"
+    assert await printed(running, step="federate", tail=0) == b""
+    assert await printed(running, step="publish") == b""
 
-    assert await read() == b"==> federate <==\ntrained\n==> translate <==\nexported\n"
-    assert await read(step="translate") == b"exported\n"
-    assert await read(step="federate", tail=3) == b"ed\n"
-    assert await read(step="publish") == b""
+
+async def test_the_end_of_a_log_is_read_across_its_parts(running: Running) -> None:
+    attempt = await running.attempt()
+    lines = [b"line %04d\n" % i for i in range(40)]
+    whole, offset = b"".join(lines), 0
+    for line in lines:
+        offset = await append_log(running.platform, attempt, "federate", offset, line)
+
+    for tail in (1, 9, 10, 11, 105, 399, 400, 401):
+        assert await printed(running, tail=tail) == whole[-tail:]
+
+
+async def test_the_logs_of_a_job_go_with_it(running: Running) -> None:
+    attempt = await running.attempt()
+    await append_log(running.platform, attempt, "federate", 0, b"trained\n")
+
+    async with running.platform.database.writing() as transaction:
+        await transaction.execute(delete(JOB).where(JOB.c.id == running.job))
+
+    assert await running.platform.database.rows(select(LOG_PART)) == []
 
 
 async def test_logs_are_for_those_who_may_read_them(running: Running, people: People) -> None:
