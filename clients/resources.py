@@ -328,6 +328,54 @@ class Token(Resource, frozen=True):
     secret: str | None = None
 
 
+class NewStorageCredential(Request, frozen=True):
+    """Credentials to be made for an organisation's own buckets.
+
+    Attributes:
+        lifetime_s: Seconds until they end by themselves: an hour to a year.
+    """
+
+    label: ShortName = "storage"
+    lifetime_s: Annotated[int, Meta(ge=3600, le=365 * 86_400)] = 30 * 86_400
+
+
+class StorageAccess(Resource, frozen=True):
+    """How an organisation reaches its buckets at the S3 server.
+
+    Attributes:
+        url: Of the S3 server.
+        region: Of the buckets.
+        access_key: Names the credentials.
+        secret_key: Proves them.
+        datasets: Bucket of what the organisation brings; it may read and write.
+        models: Bucket of what the platform made for it; it may read.
+    """
+
+    url: str
+    region: str
+    access_key: str
+    secret_key: str
+    datasets: str
+    models: str
+
+
+class StorageCredential(Resource, frozen=True):
+    """The record of credentials for an organisation's buckets.
+
+    Attributes:
+        access: With the secret; only in the answer that made them.
+    """
+
+    id: str
+    label: str
+    organisation: str
+    access_key: str
+    made_by: str
+    created_at: datetime
+    expires_at: datetime
+    access: StorageAccess | None = None
+
+
 class LoginView(Resource, frozen=True):
     """Where users log in.
 

@@ -46,6 +46,7 @@ from clients.resources import (
     Job,
     JobPatch,
     Model,
+    NewStorageCredential,
     NewToken,
     OrganisationUse,
     Page,
@@ -53,6 +54,7 @@ from clients.resources import (
     Program,
     QuotaChange,
     Round,
+    StorageCredential,
     Token,
     User,
 )
@@ -101,6 +103,7 @@ class Foedus:
         self.datasets = Datasets(self._transport)
         self.models = Models(self._transport)
         self.tokens = Tokens(self._transport)
+        self.storage = Storage(self._transport)
         self.admin = Admin(self._transport)
 
     def __enter__(self) -> Self:
@@ -490,6 +493,42 @@ class Tokens:
         self._transport.send(Call(method="DELETE", path=f"/v1/tokens/{_part(token_id)}"))
 
 
+class Storage:
+    """Credentials for an organisation's own buckets; the organisation by id or name."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def list(self, organisation: str) -> Iterator[StorageCredential]:
+        """Credentials of an organisation, newest first; without their secrets."""
+        return _pages(self._transport, _storage_of(organisation), Page[StorageCredential])
+
+    def make(self, organisation: str, new: NewStorageCredential) -> StorageCredential:
+        """New credentials; the secret in their ``access`` is shown this once.
+
+        Raises:
+            Conflict: The platform's objects are not in buckets.
+            Unreachable: No answer came; some may have been made all the same.
+        """
+        call = Call(
+            method="POST",
+            path=_storage_of(organisation),
+            headers=JSON,
+            body=msgspec.json.encode(new),
+            is_repeatable=False,
+        )
+        return self._transport.fetch(call, StorageCredential)
+
+    def revoke(self, organisation: str, credential_id: str) -> None:
+        """End credentials at once.
+
+        Raises:
+            NotFound: There are none of this id, or they are not for this user to end.
+        """
+        path = f"{_storage_of(organisation)}/{_part(credential_id)}"
+        self._transport.send(Call(method="DELETE", path=path))
+
+
 class Admin:
     """For those who run the platform, and for auditors."""
 
@@ -526,6 +565,10 @@ class Admin:
 def _part(text: str) -> str:
     """``text`` as one segment of a path."""
     return quote(text, safe="")
+
+
+def _storage_of(organisation: str) -> str:
+    return f"/v1/organisations/{_part(organisation)}/storage-credentials"
 
 
 def _get(transport: Transport, path: str, kind: type[T]) -> T:

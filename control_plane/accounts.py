@@ -28,7 +28,7 @@ from control_plane.ids import EXTERNAL_USER, hash_of_token, new_id, new_token
 from control_plane.notices import REVOKED
 from control_plane.pages import Slice, cut, newest
 from control_plane.platform import Platform
-from control_plane.records.database import Transaction
+from control_plane.records.database import Database, Transaction
 from control_plane.records.tables import COLLABORATION, MEMBER, ORGANISATION, TOKEN, USER
 from control_plane.refusals import (
     Forbidden,
@@ -225,10 +225,10 @@ async def naming(name: str) -> AsyncIterator[None]:
         raise NameTaken(f"the name {name!r} was taken just now") from error
 
 
-async def find_organisation(transaction: Transaction, name: str) -> str | None:
+async def find_organisation(records: Transaction | Database, name: str) -> str | None:
     """Id of the organisation that ``name`` names, by id or else by name."""
     for column in (ORGANISATION.c.id, ORGANISATION.c.name):
-        if row := await transaction.one_or_none(select(ORGANISATION.c.id).where(column == name)):
+        if row := await records.one_or_none(select(ORGANISATION.c.id).where(column == name)):
             return str(row.id)
     return None
 

@@ -33,6 +33,7 @@ from control_plane.api import (
     models,
     problems,
     programs,
+    storage,
 )
 from control_plane.api.authentication import authenticated
 from control_plane.api.bodies import StrictJson
@@ -65,6 +66,7 @@ HANDLERS: Final = (
     *models.HANDLERS,
     *collaborations.HANDLERS,
     *accounts.HANDLERS,
+    *storage.HANDLERS,
     *login.HANDLERS,
     *capabilities.HANDLERS,
     *admin.HANDLERS,

@@ -22,6 +22,7 @@ class Action(enum.StrEnum):
     FOUND = "found"
     MANAGE_USERS = "manage-users"
     MANAGE_ORGANISATIONS = "manage-organisations"
+    MANAGE_STORAGE = "manage-storage"
     READ_AUDIT = "read-audit"
     READ_PLATFORM = "read-platform"
 
@@ -53,6 +54,7 @@ ALLOWED: Final[Mapping[Action, tuple[frozenset[Role], frozenset[Role]]]] = {
     Action.FOUND: (_ADMINS, _NOBODY),
     Action.MANAGE_USERS: (_ADMINS, _NOBODY),
     Action.MANAGE_ORGANISATIONS: (_ADMINS, _NOBODY),
+    Action.MANAGE_STORAGE: (_ADMINS, _NOBODY),
     Action.READ_AUDIT: (_AUDITORS, _NOBODY),
     Action.READ_PLATFORM: (_KEEPERS, _NOBODY),
 }

@@ -41,6 +41,10 @@ class NameTaken(WrongState):
     """Another one has this name."""
 
 
+class NoBuckets(WrongState):
+    """The store has no buckets for organisations, or makes no credentials for them."""
+
+
 class VersionChanged(ControlPlaneError):
     """The thing was changed since the caller last read it."""
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import AsyncIterable, AsyncIterator
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Final, Protocol, TypeAlias, runtime_checkable
 
@@ -170,5 +172,53 @@ class Presigning(Protocol):
         Raises:
             ObjectMissing: No such object.
             StoreUnavailable: The store did not answer.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BucketAccess:
+    """How an organisation reaches its own buckets for a while.
+
+    Attributes:
+        url: Of the S3 server.
+        region: Of the buckets.
+        access_key: Names the credentials.
+        secret_key: Proves them; never shown.
+        datasets: Bucket of what the organisation brings; it may read and write.
+        models: Bucket of what the platform made for it; it may read.
+    """
+
+    url: str
+    region: str
+    access_key: str
+    secret_key: str = field(repr=False)
+    datasets: str
+    models: str
+
+
+@runtime_checkable
+class Granting(Protocol):
+    """Port of stores whose server gives organisations buckets and credentials of their own."""
+
+    async def grant(self, organisation: str, ends_at: datetime) -> BucketAccess:
+        """New credentials for the buckets of an organisation, which are made if need be.
+
+        Args:
+            organisation: Its id, a DNS label.
+            ends_at: When they end by themselves.
+
+        Raises:
+            StoreRefused: The server does not make us any.
+            StoreUnavailable: It did not answer; the secret of what it may have made is lost.
+        """
+        ...
+
+    async def revoke(self, access_key: str) -> None:
+        """End credentials at once; may be repeated.
+
+        Raises:
+            StoreRefused: The server does not do that for us.
+            StoreUnavailable: They may still count.
         """
         ...

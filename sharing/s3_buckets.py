@@ -1,23 +1,20 @@
 """An organisation's own buckets, and credentials that reach these and nothing else.
 
 ``ORG-datasets`` is the organisation's to fill; ``ORG-models`` the platform's, for it to read. Both
-keep what is overwritten or deleted. Credentials are temporary and bound to a policy at the server
-(AssumeRole with a session policy), so nothing has to be revoked, and no list of keys be kept.
+keep what is overwritten or deleted. Credentials are users at the server whose policy binds them to
+these buckets and to a time; they can be ended before.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final
 
-from sharing.object_store import StoreError
-from sharing.s3_bucket import Address, Bucket, assume_role
+from sharing.object_store import BucketAccess, StoreError
+from sharing.s3_bucket import Address, Bucket, make_account
 
-LEAST_LIFETIME_S: Final = 3600
-MOST_LIFETIME_S: Final = 7 * 24 * 3600
 _PLACE: Final = ("s3:GetBucketLocation", "s3:ListBucket", "s3:ListBucketVersions")
 _READ: Final = ("s3:GetObject", "s3:GetObjectVersion")
 _WRITE: Final = (
@@ -43,21 +40,6 @@ class Buckets:
 
     datasets: str
     models: str
-
-
-@dataclass(frozen=True, slots=True)
-class Access:
-    """How an organisation reaches its buckets for a while.
-
-    Attributes:
-        buckets: Their names.
-        address: The server, with the temporary credentials.
-        ends_at: When these end.
-    """
-
-    buckets: Buckets
-    address: Address
-    ends_at: datetime
 
 
 def buckets_of(organisation: str) -> Buckets:
@@ -88,32 +70,49 @@ def make_buckets(address: Address, organisation: str) -> Buckets:
     return buckets
 
 
-def give_access(address: Address, organisation: str, lifetime_s: int) -> Access:
-    """Temporary credentials for an organisation's buckets; blocks.
+def give_access(
+    address: Address, organisation: str, ends_at: datetime, public_endpoint: str
+) -> BucketAccess:
+    """Credentials for an organisation's buckets, which are made if need be; blocks.
 
     Args:
         address: The server, with the platform's own credentials.
         organisation: Its id.
-        lifetime_s: Seconds for which they hold: an hour to a week; others are brought there.
+        ends_at: When they end.
+        public_endpoint: ``HOST[:PORT]`` by which organisations reach the server.
 
     Raises:
         OrganisationUnfit: It has no buckets.
         StoreError: None were made.
     """
-    buckets = buckets_of(organisation)
-    lifetime_s = min(max(lifetime_s, LEAST_LIFETIME_S), MOST_LIFETIME_S)
-    temporary, ends_at = assume_role(address, policy(buckets), lifetime_s)
-    return Access(buckets, temporary, ends_at)
+    buckets = make_buckets(address, organisation)
+    own = make_account(address, policy(buckets, ends_at))
+    return BucketAccess(
+        url=("https://" if address.secure else "http://") + public_endpoint,
+        region=address.region,
+        access_key=own.access_key,
+        secret_key=own.secret_key,
+        datasets=buckets.datasets,
+        models=buckets.models,
+    )
 
 
-def policy(buckets: Buckets) -> str:
-    """What the organisation may do, as S3 spells it."""
-    statements = [
+def policy(buckets: Buckets, ends_at: datetime) -> dict[str, object]:
+    """What the organisation may do until then, as S3 spells it.
+
+    What it makes of its credentials (temporary ones, by AssumeRole) is bound by it, too.
+    """
+    while_good = {"DateLessThan": {"aws:CurrentTime": f"{ends_at.astimezone(UTC):%FT%TZ}"}}
+    allowed = [
         _allow(_PLACE, buckets.datasets, buckets.models),
         _allow(_READ, f"{buckets.datasets}/*", f"{buckets.models}/*"),
         _allow(_WRITE, f"{buckets.datasets}/*"),
     ]
-    return json.dumps({"Version": "2012-10-17", "Statement": statements})
+    statements = [
+        *({**statement, "Condition": while_good} for statement in allowed),
+        {"Effect": "Deny", "Action": ["admin:*"]},  # or it could make accounts below its own
+    ]
+    return {"Version": "2012-10-17", "Statement": statements}
 
 
 def _allow(actions: tuple[str, ...], *places: str) -> dict[str, object]:

@@ -20,13 +20,14 @@ from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Final, ParamSpec, TypeVar
 from uuid import uuid4
 
 from sharing.object_store import (
     CHUNK_BYTES,
+    BucketAccess,
     Digest,
     ObjectCorrupt,
     ObjectMissing,
@@ -36,7 +37,16 @@ from sharing.object_store import (
     StoreUnavailable,
     is_digest,
 )
-from sharing.s3_bucket import STAGING, Address, Bucket, ConditionFailed, UploadGone, Version
+from sharing.s3_bucket import (
+    STAGING,
+    Address,
+    Bucket,
+    ConditionFailed,
+    UploadGone,
+    Version,
+    remove_account,
+)
+from sharing.s3_buckets import give_access
 
 PART_BYTES: Final = 16 << 20
 MAX_PARTS_IN_FLIGHT: Final = 3
@@ -54,7 +64,10 @@ T = TypeVar("T")
 
 
 class S3Store:
-    """Adapter of ``ObjectStore`` and ``Presigning``; several processes may use one bucket."""
+    """Adapter of ``ObjectStore``, ``Presigning`` and ``Granting``.
+
+    Several processes may use one bucket.
+    """
 
     def __init__(self, address: Address, bucket: str, *, public_endpoint: str = "") -> None:
         """Nothing is asked of the server yet.
@@ -65,6 +78,8 @@ class S3Store:
             public_endpoint: ``HOST[:PORT]`` for links, where those who get them reach the server
                 by another name than we do.
         """
+        self._address = address
+        self._public_endpoint = public_endpoint or address.endpoint
         self._bucket = Bucket(address, bucket, num_connections=NUM_THREADS)
         self._links = self._bucket
         if public_endpoint:
@@ -152,6 +167,14 @@ class S3Store:
         await self._version(digest)
         lifetime = timedelta(seconds=lifetime_s)
         return await self._run(self._links.link, _key(digest), lifetime, file_name)
+
+    async def grant(self, organisation: str, ends_at: datetime) -> BucketAccess:
+        return await self._run(
+            give_access, self._address, organisation, ends_at, self._public_endpoint
+        )
+
+    async def revoke(self, access_key: str) -> None:
+        await self._run(remove_account, self._address, access_key)
 
     async def _run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await asyncio.wrap_future(self._threads.submit(call, *args, **kwargs))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clients.cli import keycloak
+from clients.cli import keycloak, storage
 from clients.cli.connection import connect
 from clients.cli.output import AsJson, moment, say, say_each, say_json, say_table, size
 from clients.cli.platform import server_environment
@@ -28,6 +28,7 @@ audit = typer.Typer(invoke_without_command=True, help="Who did what.")
 app.add_typer(quota, name="quota")
 app.add_typer(audit, name="audit")
 app.add_typer(keycloak.app, name="keycloak")
+app.add_typer(storage.app, name="storage")
 
 Organisation = Annotated[str, typer.Argument(help="By id or name.")]
 DataFolder = Annotated[Path | None, typer.Option(help="Data folder of the server (FOEDUS_DATA).")]

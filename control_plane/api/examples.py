@@ -24,6 +24,7 @@ from clients.resources import (
     Model,
     NewCollaboration,
     NewOrganisation,
+    NewStorageCredential,
     NewToken,
     NewUser,
     OpenAttempt,
@@ -38,6 +39,8 @@ from clients.resources import (
     Role,
     Round,
     RuntimeView,
+    StorageAccess,
+    StorageCredential,
     Token,
     Use,
     User,
@@ -210,6 +213,23 @@ TOKEN: Final = Token(
     expires_at=None,
     secret="foedus_...",  # noqa: S106 - stands for one
 )
+STORAGE: Final = StorageCredential(
+    id="storage-01kan7a0b1c5",
+    label="ward-7",
+    organisation=HOME,
+    access_key="foedus0a1b2c3d4e5f67",
+    made_by=EVA,
+    created_at=AT,
+    expires_at=AT,
+    access=StorageAccess(
+        url="https://minio.example.org",
+        region="us-east-1",
+        access_key="foedus0a1b2c3d4e5f67",
+        secret_key="...",  # noqa: S106 - stands for one
+        datasets=f"{HOME}-datasets",
+        models=f"{HOME}-models",
+    ),
+)
 USE: Final = OrganisationUse(
     id=HOME,
     name="home",
@@ -258,6 +278,8 @@ BODIES: Final[Mapping[str, Any]] = {
     "User": USER,
     "NewToken": NewToken(label="laptop"),
     "Token": TOKEN,
+    "NewStorageCredential": NewStorageCredential(label="ward-7"),
+    "StorageCredential": STORAGE,
     "QuotaChange": QuotaChange(running=4, workers=None),
     "OrganisationUse": USE,
     "PlatformStatus": PlatformStatus(
@@ -348,6 +370,7 @@ PAGES: Final[Mapping[str, Page[Any]]] = {
         ORGANISATION,
         USER,
         TOKEN,
+        STORAGE,
         ENTRY,
     )
 }

@@ -119,6 +119,12 @@ PROBLEMS: Final[Mapping[type[Exception], Face]] = {
         409, "in-flight", "The same request is being worked on", "Wait, then repeat it.", 1
     ),
     _R.NameTaken: Face(409, "name-taken", "Another one has this name", "Choose another name."),
+    _R.NoBuckets: Face(
+        409,
+        "no-buckets",
+        "There are no buckets for organisations here",
+        "Upload with `foedus dataset push`, or have the server use MinIO (FOEDUS_STORE=s3).",
+    ),
     IllegalTransition: Face(409, "illegal-transition", "The run is past that point"),
     _R.IngestError: Face(409, "ingest-refused", "The attempt is not heard"),
     _R.Fenced: Face(

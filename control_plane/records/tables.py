@@ -373,6 +373,20 @@ class LogPartRow(SQLModel, table=True):
     content: bytes
 
 
+class StorageCredentialRow(SQLModel, table=True):
+    """Credentials of an organisation at the S3 server, which alone knows their secret."""
+
+    __tablename__ = "storage_credential"
+
+    id: str = Field(primary_key=True)
+    organisation: str = refers_to("organisation.id")
+    label: str
+    access_key: str = Field(unique=True)
+    made_by: str = refers_to("user_account.id")
+    created_at: datetime = moment()
+    expires_at: datetime = moment()
+
+
 class QuotaRow(SQLModel, table=True):
     """What an organisation may have; null leaves it to the platform's settings."""
 
@@ -436,6 +450,7 @@ MODEL: Final = _TABLES["model"]
 VARIANT: Final = _TABLES["model_variant"]
 IDEMPOTENCY: Final = _TABLES["idempotency"]
 LOG_PART: Final = _TABLES["log_part"]
+STORAGE_CREDENTIAL: Final = _TABLES["storage_credential"]
 QUOTA: Final = _TABLES["quota"]
 AUDIT: Final = _TABLES["audit"]
 AUDIT_HEAD: Final = _TABLES["audit_head"]

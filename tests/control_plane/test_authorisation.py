@@ -19,6 +19,7 @@ upload                 | developer admin                                        
 found                  | admin                                                     |
 manage-users           | admin                                                     |
 manage-organisations   | admin                                                     |
+manage-storage         | admin                                                     |
 read-audit             | admin auditor                                             |
 read-platform          | admin operator                                            |
 """  # noqa: E501 - a table

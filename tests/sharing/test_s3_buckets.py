@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime, timedelta, timezone
 
 import pytest
 
@@ -25,7 +26,9 @@ def test_the_longest_name_fits_a_bucket() -> None:
 
 
 def test_an_organisation_may_write_its_data_and_read_its_models() -> None:
-    rules = json.loads(policy(Buckets("north-datasets", "north-models")))["Statement"]
+    ends_at = datetime(2026, 3, 1, 12, 30, tzinfo=timezone(timedelta(hours=2)))
+    stated = json.dumps(policy(Buckets("north-datasets", "north-models"), ends_at))
+    *rules, denial = json.loads(stated)["Statement"]
 
     reach = {action: set(rule["Resource"]) for rule in rules for action in rule["Action"]}
     assert reach["s3:PutObject"] == {"arn:aws:s3:::north-datasets/*"}
@@ -33,5 +36,7 @@ def test_an_organisation_may_write_its_data_and_read_its_models() -> None:
         "arn:aws:s3:::north-datasets/*",
         "arn:aws:s3:::north-models/*",
     }
-    assert all(rule["Effect"] == "Allow" for rule in rules)
+    until = {"DateLessThan": {"aws:CurrentTime": "2026-03-01T10:30:00Z"}}
+    assert all((rule["Effect"], rule["Condition"]) == ("Allow", until) for rule in rules)
+    assert denial == {"Effect": "Deny", "Action": ["admin:*"]}
     assert "*" not in {place for rule in rules for place in rule["Resource"]}

@@ -1,4 +1,4 @@
-"""Logs of steps, for all replicas."""
+"""Logs of steps for all replicas, and credentials for buckets of organisations."""
 
 from __future__ import annotations
 
@@ -23,8 +23,25 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["job"], ["job.id"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("job", "attempt", "step", "start"),
     )
+    op.create_table(
+        "storage_credential",
+        sa.Column("id", sa.String(), nullable=False),
+        sa.Column("organisation", sa.String(), nullable=False),
+        sa.Column("label", sa.String(), nullable=False),
+        sa.Column("access_key", sa.String(), nullable=False),
+        sa.Column("made_by", sa.String(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(["organisation"], ["organisation.id"]),
+        sa.ForeignKeyConstraint(["made_by"], ["user_account.id"]),
+        sa.PrimaryKeyConstraint("id"),
+        sa.UniqueConstraint("access_key"),
+    )
+    for column in ("organisation", "made_by"):
+        op.create_index(f"ix_storage_credential_{column}", "storage_credential", [column])
 
 
 def downgrade() -> None:
     """Take back."""
+    op.drop_table("storage_credential")
     op.drop_table("log_part")

@@ -15,7 +15,7 @@ import httpx
 import pytest
 from sqlalchemy import insert
 
-from control_plane.records.tables import PROGRAM
+from control_plane.records.tables import PROGRAM, STORAGE_CREDENTIAL
 from tests.control_plane.api.conftest import JOB, Server
 from tests.control_plane.api.test_models import published
 from tests.control_plane.api.test_routes import PUBLIC, document, operations
@@ -23,6 +23,7 @@ from tests.control_plane.api.test_routes import PUBLIC, document, operations
 __all__ = ("document",)
 MARK = "kept-from-strangers"
 CSV = f"{MARK},y\n" + "".join(f"{i / 7},{i % 2}\n" for i in range(40))
+CREDENTIAL, ACCESS_KEY = "storage-of-ours", "foedus-key-of-ours"
 PROGRAM_DIGEST = f"sha256:{'5' * 64}"
 
 
@@ -67,6 +68,7 @@ def ours(server: Server) -> Ours:
     home = server.get("/v1/whoami").json()
     with server.client.portal() as portal:
         portal.call(_add_program, server, home["organisation"], token["created_at"])
+        portal.call(_add_credential, server, home)
     names = {
         "job": job,
         "name": "model.safetensors",
@@ -76,6 +78,7 @@ def ours(server: Server) -> Ours:
         "collaboration": collaboration["id"],
         "token": token["id"],
         "organisation": home["organisation"],
+        "credential": CREDENTIAL,
         "attempt": "1",
         "digest": model.digest,
         "step": "federate",
@@ -90,6 +93,8 @@ def ours(server: Server) -> Ours:
         "token": token["id"],
         "secret": token["secret"],
         "attempt": attempt.token,
+        "credential": CREDENTIAL,
+        "access key": ACCESS_KEY,
     }
     secrets = {
         **hidden,
@@ -125,6 +130,24 @@ async def _add_program(server: Server, organisation: str, at: str) -> None:
     database = server.client.app.state["service"].platform.database
     async with database.writing() as transaction:
         await transaction.execute(insert(PROGRAM), row)
+
+
+async def _add_credential(server: Server, home: Mapping[str, Any]) -> None:
+    """Credentials on record, as a store with buckets would have made them."""
+    from datetime import datetime
+
+    row = {
+        "id": CREDENTIAL,
+        "organisation": home["organisation"],
+        "label": MARK,
+        "access_key": ACCESS_KEY,
+        "made_by": home["id"],
+        "created_at": datetime.fromisoformat(home["created_at"]),
+        "expires_at": datetime.fromisoformat(home["created_at"]),
+    }
+    database = server.client.app.state["service"].platform.database
+    async with database.writing() as transaction:
+        await transaction.execute(insert(STORAGE_CREDENTIAL), row)
 
 
 def requests(
