@@ -328,6 +328,65 @@ class Token(Resource, frozen=True):
     secret: str | None = None
 
 
+class NewUpload(Request, frozen=True):
+    """A file that is to be sent to the object store itself, in parts.
+
+    Attributes:
+        digest: Of the whole; it is verified before anything is made of the file.
+        size_bytes: Of the whole.
+    """
+
+    digest: Digest
+    size_bytes: Annotated[int, Meta(ge=1, le=2**53)]
+
+
+class Upload(Resource, frozen=True):
+    """A file that is being sent in parts.
+
+    Attributes:
+        part_bytes: Size of each part but the last.
+        num_parts: They are numbered from 1.
+        stored: Numbers of those that are there.
+        expires_at: What is not used by then is forgotten.
+    """
+
+    digest: Digest
+    size_bytes: int
+    part_bytes: int
+    num_parts: int
+    stored: tuple[int, ...]
+    expires_at: datetime
+
+
+class PartsWanted(Request, frozen=True):
+    """Parts that are about to be sent, by number."""
+
+    numbers: Annotated[tuple[Annotated[int, Meta(ge=1)], ...], Meta(min_length=1, max_length=100)]
+
+
+class PartLink(Resource, frozen=True):
+    """Where a part belongs.
+
+    Attributes:
+        url: Takes a PUT of this part, of exactly this size.
+    """
+
+    number: int
+    size_bytes: int
+    url: str
+
+
+class PartLinks(Resource, frozen=True):
+    """Where parts belong.
+
+    Attributes:
+        expires_at: When the links are void; further ones can be had.
+    """
+
+    links: tuple[PartLink, ...]
+    expires_at: datetime
+
+
 class NewStorageCredential(Request, frozen=True):
     """Credentials to be made for an organisation's own buckets.
 

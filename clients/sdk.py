@@ -58,7 +58,8 @@ from clients.resources import (
     Token,
     User,
 )
-from clients.transport import DEFAULT_PATIENCE, Call, Patience, TokenSource, Transport
+from clients.transport import DEFAULT_PATIENCE, JSON, Call, Patience, TokenSource, Transport
+from clients.uploads import LEAST_BYTES, send_in_parts
 from workflows.analyses import AnyFinding, Finding
 from workflows.job import DEFAULT_LABEL, JobSpec
 from workflows.plan import RESULT
@@ -68,7 +69,6 @@ from workflows.run import Phase
 T = TypeVar("T")
 PROBE_S: Final = 600.0
 """Longest wait for the answer to an upload, which is tried out before it is taken, in seconds."""
-JSON: Final[Mapping[str, str]] = {"Content-Type": "application/json"}
 
 
 class Foedus:
@@ -596,12 +596,14 @@ def _post_file(
 ) -> T:
     if not file.is_file():
         raise FileRefused(f"{file}: there is no such file")
-    headers = {"Content-Type": media_type}
-    call = Call(
-        method="POST", path=path, params=params, headers=headers, body=file, answer_s=PROBE_S
-    )
+    call = Call(method="POST", path=path, params=params, answer_s=PROBE_S)
     try:
-        return transport.fetch(call, kind)
+        if file.stat().st_size >= LEAST_BYTES and (digest := send_in_parts(transport, file)):
+            arrived = {**params, "upload": digest}
+            return transport.fetch(msgspec.structs.replace(call, params=arrived), kind)
+        headers = {"Content-Type": media_type}
+        ordinary = msgspec.structs.replace(call, headers=headers, body=file)
+        return transport.fetch(ordinary, kind)
     except OSError as error:
         raise FileRefused(f"{file}: {error.strerror or error}") from error
 

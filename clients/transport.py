@@ -38,6 +38,7 @@ TokenSource = Callable[[], str]
 """Gives a token that is good for now; see ``clients.tokens``."""
 CHUNK_BYTES: Final = 1 << 20
 PROBLEM_BYTES: Final = 1 << 20
+JSON: Final[Mapping[str, str]] = {"Content-Type": "application/json"}
 AWAY: Final = frozenset(
     {
         HTTPStatus.TOO_MANY_REQUESTS,
@@ -251,6 +252,23 @@ class Transport:
                 yield response
         except httpx.TransportError as error:
             raise Unreachable(_say(error, place)) from None  # httpx's own error holds the link
+
+    def put_to_link(self, link: str, content: bytes) -> None:
+        """One try to send bytes to where a link leads.
+
+        Raises:
+            ApiError: The store refused.
+            NotSecure: The link would go over plain HTTP to another machine, which is not allowed.
+            Unreachable: The store did not answer, or broke off; it may have taken them.
+        """
+        place = urlsplit(link)._replace(path="", query="", fragment="").geturl()
+        require_secure(place, self._allow_plain_http, "the link")
+        try:
+            response = self._without_token.put(link, content=content)
+        except httpx.TransportError as error:
+            raise Unreachable(_say(error, place)) from None  # httpx's own error holds the link
+        if not response.is_success:
+            raise _refused_link(response, place)
 
 
 def understand(content: bytes | str, kind: type[T]) -> T:

@@ -34,6 +34,7 @@ from control_plane.api import (
     problems,
     programs,
     storage,
+    uploads,
 )
 from control_plane.api.authentication import authenticated
 from control_plane.api.bodies import StrictJson
@@ -67,6 +68,7 @@ HANDLERS: Final = (
     *collaborations.HANDLERS,
     *accounts.HANDLERS,
     *storage.HANDLERS,
+    *uploads.HANDLERS,
     *login.HANDLERS,
     *capabilities.HANDLERS,
     *admin.HANDLERS,

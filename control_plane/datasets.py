@@ -13,6 +13,7 @@ from clients.identity import Principal
 from clients.resources import Dataset
 from control_plane import audit
 from control_plane.authorisation import Action, Relation, may
+from control_plane.direct_uploads import arrived
 from control_plane.objects import require_stored
 from control_plane.pages import Slice, cut
 from control_plane.platform import Platform
@@ -28,7 +29,7 @@ from control_plane.uploads import (
     scratch,
 )
 from control_plane.views import dataset_of, text_of
-from sharing.object_store import Digest, digest_of_file
+from sharing.object_store import Digest, ObjectCorrupt, digest_of_file
 from workflows.capabilities import DatasetFacts
 
 Format = Literal["npz", "csv", "parquet"]
@@ -41,10 +42,12 @@ async def upload_dataset(
     format: Format,
     label: str,
     chunks: AsyncIterable[bytes],
+    expect: Digest | None = None,
 ) -> tuple[Dataset, bool]:
     """Take in a file of examples; False if the caller's organisation had it with this label.
 
     Raises:
+        ObjectCorrupt: It has not the digest ``expect``.
         Forbidden: The caller may not upload.
         ObjectTooLarge: It is larger than a data set may be.
         ProbeFailed: It cannot be read; the cause names the place.
@@ -57,6 +60,8 @@ async def upload_dataset(
         file = folder / f"dataset.{format}"
         size_bytes = await receive(chunks, file, platform.rules.max_dataset_bytes)
         digest = await asyncio.to_thread(digest_of_file, file)
+        if expect is not None and digest != expect:
+            raise ObjectCorrupt(f"the bytes are {digest}, not {expect}")
         if (known := await _find(platform, who, digest, label)) is not None:
             return known, False
         question = {"kind": "dataset", "file": file.name, "label": label}
@@ -94,6 +99,22 @@ async def upload_dataset(
         facts=facts,
         created_at=created_at,
     ), True
+
+
+async def take_dataset(
+    platform: Platform, who: Principal, name: str, format: Format, label: str, digest: Digest
+) -> tuple[Dataset, bool]:
+    """Take in a file of examples that was sent to the store in parts.
+
+    Raises:
+        NotFound: None of this digest was.
+        PartsMissing: Not all of it was.
+        As ``upload_dataset``; whatever is wrong with the file itself, it is gone then.
+    """
+    if (known := await _find(platform, who, digest, label)) is not None:
+        return known, False
+    async with arrived(platform, who, digest) as chunks:
+        return await upload_dataset(platform, who, name, format, label, chunks, digest)
 
 
 async def list_datasets(

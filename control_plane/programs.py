@@ -12,6 +12,7 @@ from clients.identity import Principal
 from clients.resources import Program
 from control_plane import audit
 from control_plane.authorisation import Action, Relation, may
+from control_plane.direct_uploads import arrived
 from control_plane.objects import require_stored
 from control_plane.pages import Slice, cut
 from control_plane.platform import Platform
@@ -27,19 +28,24 @@ from control_plane.uploads import (
     scratch,
 )
 from control_plane.views import program_of, text_of
-from sharing.object_store import Digest, digest_of_file
+from sharing.object_store import Digest, ObjectCorrupt, digest_of_file
 from workflows.capabilities import ProgramFacts
 from workflows.program import unpack
 
 
 async def upload_program(
-    platform: Platform, who: Principal, name: str | None, chunks: AsyncIterable[bytes]
+    platform: Platform,
+    who: Principal,
+    name: str | None,
+    chunks: AsyncIterable[bytes],
+    expect: Digest | None = None,
 ) -> tuple[Program, bool]:
     """Take in a bundle; False if the caller's organisation had it already.
 
     Without a ``name`` it has the one that it declares.
 
     Raises:
+        ObjectCorrupt: It has not the digest ``expect``.
         Forbidden: The caller may not upload.
         ObjectTooLarge: It is larger than a bundle may be.
         BundleError: It is no bundle, or not a safe one.
@@ -53,6 +59,8 @@ async def upload_program(
         archive = folder / "bundle.tar"
         size_bytes = await receive(chunks, archive, platform.rules.max_bundle_bytes)
         digest = await asyncio.to_thread(digest_of_file, archive)
+        if expect is not None and digest != expect:
+            raise ObjectCorrupt(f"the bytes are {digest}, not {expect}")
         if (known := await _find(platform, who, digest)) is not None:
             return known, False
         manifest = await asyncio.to_thread(unpack, archive, folder / "program")
@@ -79,6 +87,22 @@ async def upload_program(
                     transaction, platform.now(), who, "program.upload", digest, detail=detail
                 )
     return await get_program(platform, who, digest), True
+
+
+async def take_program(
+    platform: Platform, who: Principal, name: str | None, digest: Digest
+) -> tuple[Program, bool]:
+    """Take in a bundle that was sent to the store in parts.
+
+    Raises:
+        NotFound: None of this digest was.
+        PartsMissing: Not all of it was.
+        As ``upload_program``; whatever is wrong with the file itself, it is gone then.
+    """
+    if (known := await _find(platform, who, digest)) is not None:
+        return known, False
+    async with arrived(platform, who, digest) as chunks:
+        return await upload_program(platform, who, name, chunks, digest)
 
 
 async def list_programs(

@@ -45,6 +45,10 @@ class NoBuckets(WrongState):
     """The store has no buckets for organisations, or makes no credentials for them."""
 
 
+class NoDirectUploads(WrongState):
+    """The store takes nothing but from this server."""
+
+
 class VersionChanged(ControlPlaneError):
     """The thing was changed since the caller last read it."""
 

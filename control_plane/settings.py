@@ -288,7 +288,8 @@ class Settings(BaseSettings):
         default="", validation_alias=AliasChoices("FOEDUS_S3_ACCESS_KEY", "MINIO_ACCESS")
     )
     """Whose credentials. They need s3:ListBucket, s3:GetObject, s3:PutObject,
-    s3:DeleteObject and s3:AbortMultipartUpload in the bucket, and no more once it is there."""
+    s3:DeleteObject, s3:AbortMultipartUpload and s3:ListMultipartUploadParts in the bucket, and no
+    more once it is there."""
 
     s3_secret_key: SecretStr = Field(
         default=SecretStr(""),
@@ -304,7 +305,8 @@ class Settings(BaseSettings):
     default the endpoint itself."""
 
     link_s: int = Field(default=300, ge=1, le=604800)
-    """Seconds for which a link to an object is good. Whoever has the link has the object."""
+    """Seconds for which a link to an object, or to a part of an upload, is good. Whoever has the
+    link has the object, or sends the part."""
 
     otlp_endpoint: str | None = None
     """OpenTelemetry collector that spans of requests and ended runs are sent to by OTLP over HTTP,

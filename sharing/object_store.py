@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -59,6 +59,14 @@ class RightMissing(StoreRefused):
 
 class BucketMissing(StoreRefused):
     """The place where the objects should lie does not exist."""
+
+
+class UploadGone(StoreUnavailable):
+    """An upload in parts was completed or discarded before."""
+
+
+class PartsMissing(StoreError):
+    """Not all parts of an upload are there, each of its size; those that are stay."""
 
 
 class StoredObject(msgspec.Struct, frozen=True):
@@ -220,5 +228,85 @@ class Granting(Protocol):
         Raises:
             StoreRefused: The server does not do that for us.
             StoreUnavailable: They may still count.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """An upload in parts that is under way, or waits to be taken in.
+
+    Attributes:
+        key: Where its bytes gather; nobody reads there as an object.
+        upload: What the server calls it.
+    """
+
+    key: str
+    upload: str
+
+
+@runtime_checkable
+class TakingParts(Protocol):
+    """Port of stores whose server takes bytes in parts from whoever has links to send them to.
+
+    Parts are numbered from 1; ``sizes`` gives the bytes of each. All but the last have the same, of
+    5 MiB at least.
+    """
+
+    async def begin_parts(self) -> Staged:
+        """Begin an upload; what nobody takes in within a day, the server forgets.
+
+        Raises:
+            StoreUnavailable: The server did not answer.
+        """
+        ...
+
+    async def link_parts(
+        self, staged: Staged, sizes: Mapping[int, int], lifetime_s: int
+    ) -> Mapping[int, str]:
+        """URLs by number, each of which takes a PUT of this part, of exactly this size.
+
+        They are secrets, never to be logged.
+
+        Args:
+            staged: The upload.
+            sizes: Of the parts to be sent.
+            lifetime_s: Seconds after which the links are void.
+        """
+        ...
+
+    async def parts_of(self, staged: Staged, sizes: Mapping[int, int]) -> frozenset[int]:
+        """Numbers of the parts that are there, of their sizes.
+
+        Raises:
+            UploadGone: The upload is no more.
+            StoreUnavailable: The server did not answer.
+        """
+        ...
+
+    async def join_parts(self, staged: Staged, sizes: Mapping[int, int]) -> None:
+        """Join all parts, to be read; no link takes another from then on. May be repeated.
+
+        Raises:
+            PartsMissing: Not all are there.
+            UploadGone: The upload is no more.
+            StoreUnavailable: The server did not answer.
+        """
+        ...
+
+    def read_parts(self, staged: Staged) -> AsyncIterator[bytes]:
+        """The joined bytes, of whatever digest they have.
+
+        Raises:
+            UploadGone: The upload is no more.
+            StoreUnavailable: The server did not answer.
+        """
+        ...
+
+    async def discard_parts(self, staged: Staged) -> None:
+        """Leave nothing of an upload, joined or not; may be repeated.
+
+        Raises:
+            StoreUnavailable: It may still be there; the server forgets it within a day.
         """
         ...

@@ -22,11 +22,12 @@ from datetime import timedelta
 from enum import Enum
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlunsplit
 from xml.etree import ElementTree
 
 import certifi
 import urllib3
-from minio import Minio, MinioAdmin
+from minio import Minio, MinioAdmin, signer, time
 from minio.commonconfig import ENABLED, Filter
 from minio.credentials.providers import StaticProvider
 from minio.error import InvalidResponseError, MinioAdminException, S3Error, ServerError
@@ -49,6 +50,7 @@ from sharing.object_store import (
     StoreFull,
     StoreRefused,
     StoreUnavailable,
+    UploadGone,
 )
 
 CONNECT_S: Final = 3.0
@@ -98,6 +100,7 @@ class Right(Enum):
     DELETE = "s3:DeleteObject"
     ABORT = "s3:AbortMultipartUpload"
     LIST = "s3:ListBucket"
+    LIST_PARTS = "s3:ListMultipartUploadParts"
     MAKE = "s3:CreateBucket"
     KEEP = "s3:PutBucketVersioning"
     EXPIRE = "s3:PutLifecycleConfiguration"
@@ -105,10 +108,6 @@ class Right(Enum):
 
 class ConditionFailed(StoreError):
     """The object is not (or no longer) as a condition of the call said."""
-
-
-class UploadGone(StoreUnavailable):
-    """The multipart upload was completed or discarded before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,6 +162,7 @@ class Bucket:
             num_connections: Most connections that are kept open.
         """
         self.name = name
+        self._address = address
         self._http = _connections(address, num_connections)
         self._client = Minio(
             address.endpoint,
@@ -271,6 +271,65 @@ class Bucket:
         root = ElementTree.fromstring(answer.data)  # noqa: S314 - from the server we trust with all
         if root.tag.rpartition("}")[2] == "Error":  # S3 may say 200 before it fails
             raise StoreUnavailable(f"bucket {self.name}: an upload could not be completed")
+
+    def parts(self, key: str, upload: str) -> dict[int, tuple[str, int]]:
+        """ETags and sizes in bytes of the parts that an upload has, by number.
+
+        The right to write was needed to begin the upload, so what lacks is the one to list.
+
+        Raises:
+            UploadGone: The upload was completed or discarded.
+        """
+        found: dict[int, tuple[str, int]] = {}
+        marker = "0"
+        while marker:
+            query = {"uploadId": upload, "part-number-marker": marker}
+            answer = self._call(Right.LIST_PARTS, "GET", key, query=query)
+            root = ElementTree.fromstring(answer.data)  # noqa: S314 - from the server we trust
+            for part in root.iterfind("{*}Part"):
+                number, etag, size = (
+                    part.findtext(f"{{*}}{name}", "") for name in ("PartNumber", "ETag", "Size")
+                )
+                found[int(number)] = (etag, int(size))
+            is_cut = root.findtext("{*}IsTruncated") == "true"
+            marker = root.findtext("{*}NextPartNumberMarker", "") if is_cut else ""
+        return found
+
+    def part_link(
+        self, key: str, upload: str, number: int, size_bytes: int, lifetime: timedelta
+    ) -> str:
+        """A URL that takes one part of just this size; nothing is asked of the server.
+
+        The SDK signs the host alone. With ``Content-Length`` signed as well, whoever has the link
+        cannot send more. Source: Amazon S3, Authenticating Requests: Using Query Parameters.
+        """
+        address, now = self._address, time.utcnow()
+        region = address.region
+        scope = signer._get_scope(now, region, "s3")
+        signed = {
+            "partNumber": str(number),
+            "uploadId": upload,
+            "X-Amz-Algorithm": signer.SIGN_V4_ALGORITHM,
+            "X-Amz-Credential": f"{address.access_key}/{scope}",
+            "X-Amz-Date": time.to_amz_date(now),
+            "X-Amz-Expires": str(int(lifetime.total_seconds())),
+            "X-Amz-SignedHeaders": "content-length;host",
+        }
+        if address.session_token:
+            signed["X-Amz-Security-Token"] = address.session_token
+        url = self._client._base_url.build(
+            method="PUT",
+            region=region,
+            bucket_name=self.name,
+            object_name=key,
+            query_params={**signed},
+        )
+        headers = {"content-length": str(size_bytes), "host": url.netloc}
+        request, _ = signer._get_canonical_request_hash("PUT", url, headers, "UNSIGNED-PAYLOAD")
+        to_sign = signer._get_string_to_sign(now, scope, request)
+        signing_key = signer._get_signing_key(address.secret_key, now, region, "s3")
+        signature = signer._get_signature(signing_key, to_sign)
+        return f"{urlunsplit(url)}&X-Amz-Signature={signature}"
 
     def abort(self, key: str, upload: str) -> None:
         """Discard an upload and its parts; may be repeated."""

@@ -32,9 +32,12 @@ from sharing.object_store import (
     ObjectCorrupt,
     ObjectMissing,
     ObjectTooLarge,
+    PartsMissing,
+    Staged,
     StoredObject,
     StoreError,
     StoreUnavailable,
+    UploadGone,
     is_digest,
 )
 from sharing.s3_bucket import (
@@ -42,7 +45,6 @@ from sharing.s3_bucket import (
     Address,
     Bucket,
     ConditionFailed,
-    UploadGone,
     Version,
     remove_account,
 )
@@ -64,7 +66,7 @@ T = TypeVar("T")
 
 
 class S3Store:
-    """Adapter of ``ObjectStore``, ``Presigning`` and ``Granting``.
+    """Adapter of ``ObjectStore``, ``Presigning``, ``Granting`` and ``TakingParts``.
 
     Several processes may use one bucket.
     """
@@ -176,6 +178,56 @@ class S3Store:
     async def revoke(self, access_key: str) -> None:
         await self._run(remove_account, self._address, access_key)
 
+    async def begin_parts(self) -> Staged:
+        key = STAGING + uuid4().hex
+        return Staged(key, await self._run(self._bucket.begin, key))
+
+    async def link_parts(
+        self, staged: Staged, sizes: Mapping[int, int], lifetime_s: int
+    ) -> Mapping[int, str]:
+        lifetime = timedelta(seconds=lifetime_s)
+        return {
+            number: self._links.part_link(staged.key, staged.upload, number, size, lifetime)
+            for number, size in sizes.items()
+        }
+
+    async def parts_of(self, staged: Staged, sizes: Mapping[int, int]) -> frozenset[int]:
+        try:
+            found = await self._run(self._bucket.parts, staged.key, staged.upload)
+        except UploadGone:
+            await self._joined(staged)
+            return frozenset(sizes)
+        return frozenset(number for number, (_, size) in found.items() if sizes.get(number) == size)
+
+    async def join_parts(self, staged: Staged, sizes: Mapping[int, int]) -> None:
+        try:
+            found = await self._run(self._bucket.parts, staged.key, staged.upload)
+            if {number: size for number, (_, size) in found.items()} != sizes:
+                missing = [n for n, size in sizes.items() if found.get(n, ("", -1))[1] != size]
+                told = ", ".join(map(str, missing[:10]))
+                raise PartsMissing(f"{len(missing)} of {len(sizes)} parts are not there: {told}")
+            etags = [found[number][0] for number in sorted(found)]
+            await self._run(self._bucket.complete, staged.key, staged.upload, etags, {})
+        except UploadGone:
+            await self._joined(staged)
+
+    async def read_parts(self, staged: Staged) -> AsyncIterator[bytes]:
+        version = await self._joined(staged)
+        windows = self._windows(staged.key, version, 0, version.size_bytes)
+        async with contextlib.aclosing(windows):
+            async for window in windows:
+                yield window
+
+    async def discard_parts(self, staged: Staged) -> None:
+        await self._run(self._bucket.abort, staged.key, staged.upload)
+        await self._run(self._bucket.remove, staged.key)
+
+    async def _joined(self, staged: Staged) -> Version:
+        try:
+            return await self._run(self._bucket.version, staged.key)
+        except ObjectMissing as error:
+            raise UploadGone("the upload is no more; begin it again") from error
+
     async def _run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await asyncio.wrap_future(self._threads.submit(call, *args, **kwargs))
 
@@ -188,7 +240,7 @@ class S3Store:
         """Hash as it goes; a window is handed out when it is known not to be the last."""
         sha256 = hashlib.sha256()
         held = b""
-        windows = self._windows(digest, version, 0, version.size_bytes)
+        windows = self._windows(_key(digest), version, 0, version.size_bytes)
         async with contextlib.aclosing(windows):
             async for window in windows:
                 if held:
@@ -207,7 +259,7 @@ class S3Store:
             async with self._verifying:  # or each reader of many parts would fetch the whole
                 if self._verified.get(digest) != version:
                     await self._verify(digest, version)
-        windows = self._windows(digest, version, start, stop)
+        windows = self._windows(_key(digest), version, start, stop)
         async with contextlib.aclosing(windows):
             async for window in windows:
                 yield window
@@ -219,7 +271,7 @@ class S3Store:
                 pass
 
     async def _windows(
-        self, digest: Digest, version: Version, start: int, stop: int
+        self, key: str, version: Version, start: int, stop: int
     ) -> AsyncGenerator[bytes, None]:
         """The bytes from ``start`` to ``stop``, a few windows fetched ahead."""
         starts = iter(range(start, stop, WINDOW_BYTES))
@@ -228,7 +280,6 @@ class S3Store:
         def fetch_next() -> None:
             if (at := next(starts, None)) is not None:
                 end = min(at + WINDOW_BYTES, stop)
-                key = _key(digest)
                 ahead.append(self._threads.submit(self._bucket.read, key, version, at, end))
 
         try:
@@ -239,7 +290,7 @@ class S3Store:
                 fetch_next()
                 yield window
         except ConditionFailed as error:
-            raise ObjectCorrupt(f"{digest} was written while it was read") from error
+            raise ObjectCorrupt("the object was written while it was read") from error
         finally:
             for future in ahead:
                 future.cancel()

@@ -12,6 +12,7 @@ from control_plane import datasets, refusals
 from control_plane.api.bodies import DEFAULT_LIMIT, page, position
 from control_plane.api.jobs import Cursor, Limit
 from control_plane.api.requests import BodyTooLarge, Call
+from control_plane.api.uploads import ARRIVAL_PROBLEMS, Arrived
 from sharing.object_store import ObjectTooLarge
 
 
@@ -28,6 +29,7 @@ from sharing.object_store import ObjectTooLarge
             refusals.QuotaExhausted,
             BodyTooLarge,
             refusals.ProbeFailed,
+            *ARRIVAL_PROBLEMS,
         ),
         "also": {200: (Dataset, "The same data set is known already.")},
     },
@@ -44,15 +46,22 @@ async def upload_dataset(
         ),
     ] = "y",
     name: Annotated[ShortName, QueryParameter(description="For people.")] = "dataset",
+    upload: Arrived = None,
 ) -> Response[Dataset]:
     """Upload a .npz, .csv or .parquet file; it is read once in a sandbox."""
     most = request.service.settings.dataset_mb << 20
     if (request.content_length or 0) > most:
         raise BodyTooLarge(f"at most {most} bytes are taken")
+    platform, who = request.service.platform, request.who
     try:
-        dataset, created = await datasets.upload_dataset(
-            request.service.platform, request.who, name, file_format, label, request.stream()
-        )
+        if upload is not None:
+            dataset, created = await datasets.take_dataset(
+                platform, who, name, file_format, label, upload
+            )
+        else:
+            dataset, created = await datasets.upload_dataset(
+                platform, who, name, file_format, label, request.stream()
+            )
     except ObjectTooLarge as error:
         raise BodyTooLarge(f"at most {most} bytes are taken") from error
     return Response(

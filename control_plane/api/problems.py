@@ -36,9 +36,11 @@ from sharing.object_store import (
     ObjectCorrupt,
     ObjectMissing,
     ObjectTooLarge,
+    PartsMissing,
     StoreError,
     StoreFull,
     StoreUnavailable,
+    UploadGone,
 )
 from strategies import RingTooSmall, StrategyError
 from workflows.causes import CauseCode
@@ -125,6 +127,15 @@ PROBLEMS: Final[Mapping[type[Exception], Face]] = {
         "There are no buckets for organisations here",
         "Upload with `foedus dataset push`, or have the server use MinIO (FOEDUS_STORE=s3).",
     ),
+    _R.NoDirectUploads: Face(
+        409,
+        "no-direct-uploads",
+        "The object store takes no uploads itself",
+        "Send the file to /v1/datasets or /v1/programs.",
+    ),
+    PartsMissing: Face(
+        409, "parts-missing", "Not all parts have arrived", "Send those that are missing."
+    ),
     IllegalTransition: Face(409, "illegal-transition", "The run is past that point"),
     _R.IngestError: Face(409, "ingest-refused", "The attempt is not heard"),
     _R.Fenced: Face(
@@ -203,6 +214,7 @@ PROBLEMS: Final[Mapping[type[Exception], Face]] = {
     _R.DatabaseUnavailable: Face(
         503, "database-unavailable", "The database did not answer", retry_after=2
     ),
+    UploadGone: Face(404, "upload-gone", "The upload is no more", "Begin it again."),
     StoreUnavailable: Face(503, "store-unavailable", "Storage did not answer", retry_after=5),
     EngineUnavailable: Face(503, "engine-unavailable", "The engine did not answer", retry_after=5),
     StoreFull: Face(507, "store-full", "The disk is full", "Make room on the server.", 5),

@@ -12,6 +12,7 @@ from control_plane import programs, refusals
 from control_plane.api.bodies import DEFAULT_LIMIT, page, position
 from control_plane.api.jobs import Cursor, Limit
 from control_plane.api.requests import Call
+from control_plane.api.uploads import ARRIVAL_PROBLEMS, Arrived
 from sharing.object_store import ObjectTooLarge
 from workflows.program import (
     ArchiveUnreadable,
@@ -37,6 +38,7 @@ from workflows.program import (
             ManifestInvalid,
             MemberRefused,
             refusals.ProbeFailed,
+            *ARRIVAL_PROBLEMS,
         ),
         "also": {200: (Program, "The same program is known already.")},
     },
@@ -44,16 +46,19 @@ from workflows.program import (
 async def upload_program(
     request: Call,
     name: Annotated[ShortName, QueryParameter(description="For people.")] = "program",
+    upload: Arrived = None,
 ) -> Response[Program]:
     """Upload a bundle as .tar, .tar.gz or .zip; it is unpacked and tried out in a sandbox."""
     most = request.service.settings.program_mb << 20
     too_large = f"at most {most} bytes are taken; leave data and weights out of the program"
     if (request.content_length or 0) > most:
         raise BundleTooLarge(too_large)
+    platform, who = request.service.platform, request.who
     try:
-        program, created = await programs.upload_program(
-            request.service.platform, request.who, name, request.stream()
-        )
+        if upload is not None:
+            program, created = await programs.take_program(platform, who, name, upload)
+        else:
+            program, created = await programs.upload_program(platform, who, name, request.stream())
     except ObjectTooLarge as error:
         raise BundleTooLarge(too_large) from error
     return Response(

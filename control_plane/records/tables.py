@@ -387,6 +387,23 @@ class StorageCredentialRow(SQLModel, table=True):
     expires_at: datetime = moment()
 
 
+class UploadRow(SQLModel, table=True):
+    """A file that an organisation sends to the object store in parts.
+
+    ``key`` and ``upload`` are the store's names for it.
+    """
+
+    __tablename__ = "upload"
+
+    organisation: str = Field(sa_column=Column(ForeignKey("organisation.id"), primary_key=True))
+    digest: str = Field(primary_key=True)
+    size_bytes: int = size()
+    key: str
+    upload: str
+    created_at: datetime = moment()
+    expires_at: datetime = moment()
+
+
 class QuotaRow(SQLModel, table=True):
     """What an organisation may have; null leaves it to the platform's settings."""
 
@@ -451,6 +468,7 @@ VARIANT: Final = _TABLES["model_variant"]
 IDEMPOTENCY: Final = _TABLES["idempotency"]
 LOG_PART: Final = _TABLES["log_part"]
 STORAGE_CREDENTIAL: Final = _TABLES["storage_credential"]
+UPLOAD: Final = _TABLES["upload"]
 QUOTA: Final = _TABLES["quota"]
 AUDIT: Final = _TABLES["audit"]
 AUDIT_HEAD: Final = _TABLES["audit_head"]

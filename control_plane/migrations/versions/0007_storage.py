@@ -1,4 +1,4 @@
-"""Logs of steps for all replicas, and credentials for buckets of organisations."""
+"""Logs of steps for all replicas, credentials for buckets, and uploads in parts."""
 
 from __future__ import annotations
 
@@ -37,11 +37,24 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("access_key"),
     )
+    op.create_table(
+        "upload",
+        sa.Column("organisation", sa.String(), nullable=False),
+        sa.Column("digest", sa.String(), nullable=False),
+        sa.Column("size_bytes", sa.BigInteger(), nullable=False),
+        sa.Column("key", sa.String(), nullable=False),
+        sa.Column("upload", sa.String(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(["organisation"], ["organisation.id"]),
+        sa.PrimaryKeyConstraint("organisation", "digest"),
+    )
     for column in ("organisation", "made_by"):
         op.create_index(f"ix_storage_credential_{column}", "storage_credential", [column])
 
 
 def downgrade() -> None:
     """Take back."""
+    op.drop_table("upload")
     op.drop_table("storage_credential")
     op.drop_table("log_part")

@@ -15,7 +15,7 @@ import httpx
 import pytest
 from sqlalchemy import insert
 
-from control_plane.records.tables import PROGRAM, STORAGE_CREDENTIAL
+from control_plane.records.tables import PROGRAM, STORAGE_CREDENTIAL, UPLOAD
 from tests.control_plane.api.conftest import JOB, Server
 from tests.control_plane.api.test_models import published
 from tests.control_plane.api.test_routes import PUBLIC, document, operations
@@ -69,6 +69,7 @@ def ours(server: Server) -> Ours:
     with server.client.portal() as portal:
         portal.call(_add_program, server, home["organisation"], token["created_at"])
         portal.call(_add_credential, server, home)
+        portal.call(_add_upload, server, home, model.digest)
     names = {
         "job": job,
         "name": "model.safetensors",
@@ -150,6 +151,25 @@ async def _add_credential(server: Server, home: Mapping[str, Any]) -> None:
         await transaction.execute(insert(STORAGE_CREDENTIAL), row)
 
 
+async def _add_upload(server: Server, home: Mapping[str, Any], digest: str) -> None:
+    """An upload under way, as a store that takes parts would have begun it."""
+    from datetime import datetime, timedelta
+
+    at = datetime.fromisoformat(home["created_at"])
+    row = {
+        "organisation": home["organisation"],
+        "digest": digest,
+        "size_bytes": 1,
+        "key": "partial/ours",
+        "upload": MARK,
+        "created_at": at,
+        "expires_at": at + timedelta(days=1),
+    }
+    database = server.client.app.state["service"].platform.database
+    async with database.writing() as transaction:
+        await transaction.execute(insert(UPLOAD), row)
+
+
 def requests(
     ours: Ours, document: dict[str, Any]
 ) -> Iterator[tuple[str, str, Mapping[str, Any], dict[str, Any]]]:
@@ -167,8 +187,14 @@ def requests(
             {"json": {**JOB, "init": {"kind": "model", "digest": ours.names["digest"]}}},
         ),
         ("PATCH", "/v1/jobs/{job}"): ({"json": {"desired": "cancelled"}},),
-        ("POST", "/v1/programs"): ({"content": b"no program"},),
-        ("POST", "/v1/datasets"): ({"content": b"no data", "params": {"format": "csv"}},),
+        ("POST", "/v1/programs"): (
+            {"content": b"no program"},
+            {"params": {"upload": ours.names["digest"]}},
+        ),
+        ("POST", "/v1/datasets"): (
+            {"content": b"no data", "params": {"format": "csv"}},
+            {"params": {"format": "csv", "upload": ours.names["digest"]}},
+        ),
         ("POST", "/v1/users"): ({"json": {"name": "mole", "organisation": "home"}},),
         ("POST", "/v1/tokens"): ({"json": {"user": ours.secrets["user"]}},),
         ("POST", "/v1/organisations"): ({"json": {"name": "stolen"}},),
