@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from http import HTTPStatus
 from typing import Any, Final
@@ -299,7 +299,7 @@ async def _spans(
 
 
 def _rules(settings: Settings) -> Rules:
-    storage_mb = settings.quota_storage_mb
+    storage_mb, retained = settings.quota_storage_mb, settings.s3_retention_days
     return Rules(
         max_running=settings.max_running,
         max_attempts=settings.max_attempts,
@@ -311,6 +311,7 @@ def _rules(settings: Settings) -> Rules:
         probe_timeout_s=settings.probe_s,
         max_streams=settings.max_streams,
         max_user_streams=settings.max_user_streams,
+        retention=None if retained is None else timedelta(days=retained),
         quota=Quota(
             running=settings.quota_running,
             workers=settings.quota_workers,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 
 import msgspec
@@ -16,6 +17,7 @@ from sharing.object_store import (
     ObjectCorrupt,
     ObjectMissing,
     ObjectStore,
+    Retaining,
     StoredObject,
 )
 from workflows.capabilities import Parameter
@@ -25,6 +27,7 @@ from workflows.steps.card import ModelCard
 
 MODEL: Final = "model.safetensors"
 CARD: Final = "model.json"
+PROOFS: Final = ("transcripts.jsonl", "spent.json", CARD)
 MAX_DOCUMENT_BYTES: Final = 16 << 20
 _MANIFEST: Final = msgspec.json.Decoder(Manifest)
 _CARD: Final = msgspec.json.Decoder(ModelCard)
@@ -95,6 +98,23 @@ async def verify(store: ObjectStore, plan: Plan, manifests: Mapping[StepKind, Di
     except msgspec.DecodeError as error:
         raise Unverified(f"a document does not say what it must: {error}") from error
     return Results(outputs, card, parameters)
+
+
+def proofs_of(manifests: Mapping[StepKind, Digest], results: Results) -> frozenset[Digest]:
+    """What shows how a model was made, without the model itself."""
+    found = (results.outputs[name].object.digest for name in PROOFS if name in results.outputs)
+    return frozenset((*manifests.values(), *found))
+
+
+async def retain(store: ObjectStore, digests: frozenset[Digest], until: datetime) -> None:
+    """Have the store keep objects from everybody until then, where it can; may be repeated.
+
+    Raises:
+        StoreError: Not all are kept.
+    """
+    if isinstance(store, Retaining):
+        for digest in sorted(digests):
+            await store.retain(digest, until)
 
 
 def media_type_of(name: str) -> str:

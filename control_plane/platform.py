@@ -7,7 +7,7 @@ import shutil
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
@@ -53,6 +53,7 @@ class Rules:
         max_streams: Event streams that are open at a time.
         max_user_streams: Of them, those of one user.
         quota: What an organisation may have that has no quota of its own.
+        retention: How long the store keeps what proves a run; None leaves it to the records.
     """
 
     max_running: int = 2
@@ -68,6 +69,7 @@ class Rules:
     max_streams: int = 2000
     max_user_streams: int = 200
     quota: Quota = NO_QUOTA
+    retention: timedelta | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,7 @@ from sqlalchemy import Row, bindparam, delete, insert, select, update
 from control_plane import leases
 from control_plane.decisions import Action, Sighting, Standing, decide, sight
 from control_plane.fairness import Place
-from control_plane.finalisation import Results, Unverified, verify
+from control_plane.finalisation import Results, Unverified, proofs_of, retain, verify
 from control_plane.ids import hash_of_token, new_id, new_token
 from control_plane.journal import Fact, load, record, transition
 from control_plane.objects import keep, release, require_stored
@@ -396,6 +396,9 @@ class Reconciler:
             await self._record_loss(view, cause)
             return
         now = self._platform.now()
+        if self._platform.rules.retention is not None:
+            proofs = proofs_of(view.observation.manifests, results)
+            await retain(self._platform.store, proofs, now + self._platform.rules.retention)
         async with self._changing(view) as (transaction, row):
             await self._end_attempt(transaction, row, now, None)
             await transaction.execute(

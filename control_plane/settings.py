@@ -304,6 +304,12 @@ class Settings(BaseSettings):
     """``HOST[:PORT]`` by which clients reach the S3 server, for links to objects; by
     default the endpoint itself."""
 
+    s3_retention_days: int | None = Field(default=None, ge=1, le=36_500)
+    """Days for which the S3 server keeps manifests, transcripts and model cards of jobs that
+    succeeded from being removed by anybody, its administrator included (object lock, compliance).
+    The bucket must have been made with object lock, as this server does; by default nothing is
+    retained."""
+
     link_s: int = Field(default=300, ge=1, le=604800)
     """Seconds for which a link to an object, or to a part of an upload, is good. Whoever has the
     link has the object, or sends the part."""
@@ -326,6 +332,8 @@ class Settings(BaseSettings):
                 named["FOEDUS_S3_SECRET_KEY"] = self.s3_secret_key.get_secret_value()
             if missing := [name for name, value in named.items() if not value]:
                 raise ValueError(f"FOEDUS_STORE=s3 needs {', '.join(missing)}")
+        elif self.s3_retention_days is not None:
+            raise ValueError("FOEDUS_S3_RETENTION_DAYS needs FOEDUS_STORE=s3")
         return self
 
     @field_validator("database_url")

@@ -38,7 +38,12 @@ async def open_store(settings: Settings) -> AsyncIterator[ObjectStore]:
         secret_key=secret,
         ca_file=settings.s3_ca_file,
     )
-    store = S3Store(address, settings.s3_bucket, public_endpoint=settings.s3_public_endpoint)
+    store = S3Store(
+        address,
+        settings.s3_bucket,
+        public_endpoint=settings.s3_public_endpoint,
+        is_locked=settings.s3_retention_days is not None,
+    )
     try:
         if await store.make_bucket():
             log.info("store.bucket_made", bucket=settings.s3_bucket)

@@ -206,6 +206,21 @@ class BucketAccess:
 
 
 @runtime_checkable
+class Retaining(Protocol):
+    """Port of stores whose server can keep an object from everybody who would remove it."""
+
+    async def retain(self, digest: Digest, until: datetime) -> None:
+        """Have the bytes kept until then, whatever becomes of the name; never for a shorter time.
+
+        Raises:
+            ObjectMissing: No such object.
+            StoreRefused: The server does not do that for us.
+            StoreUnavailable: The store did not answer.
+        """
+        ...
+
+
+@runtime_checkable
 class Granting(Protocol):
     """Port of stores whose server gives organisations buckets and credentials of their own."""
 

@@ -18,7 +18,7 @@ import secrets
 from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import Enum
 from pathlib import Path
 from typing import Final
@@ -28,7 +28,7 @@ from xml.etree import ElementTree
 import certifi
 import urllib3
 from minio import Minio, MinioAdmin, signer, time
-from minio.commonconfig import ENABLED, Filter
+from minio.commonconfig import COMPLIANCE, ENABLED, Filter
 from minio.credentials.providers import StaticProvider
 from minio.error import InvalidResponseError, MinioAdminException, S3Error, ServerError
 from minio.lifecycleconfig import (
@@ -38,6 +38,7 @@ from minio.lifecycleconfig import (
     NoncurrentVersionExpiration,
     Rule,
 )
+from minio.retention import Retention
 from minio.versioningconfig import VersioningConfig
 from urllib3.exceptions import HTTPError
 from urllib3.response import BaseHTTPResponse
@@ -103,6 +104,7 @@ class Right(Enum):
     LIST_PARTS = "s3:ListMultipartUploadParts"
     MAKE = "s3:CreateBucket"
     KEEP = "s3:PutBucketVersioning"
+    RETAIN = "s3:PutObjectRetention"
     EXPIRE = "s3:PutLifecycleConfiguration"
 
 
@@ -357,8 +359,39 @@ class Bucket:
         """
         self._call(Right.LIST, "HEAD")
 
-    def make(self) -> bool:
+    def retain(self, key: str, until: datetime) -> None:
+        """Keep the present version of an object from everybody until then, or for longer.
+
+        Raises:
+            ObjectMissing: There is none.
+            RightMissing: We may not.
+        """
+        with self._translated(Right.RETAIN, is_object=True):
+            kept = self._client.get_object_retention(self.name, key)
+            if kept is None or kept.retain_until_date < until:
+                retention = Retention(COMPLIANCE, until)
+                self._client.set_object_retention(self.name, key, retention)
+
+    def require_lock(self) -> None:
+        """Raise unless objects of the bucket can be retained.
+
+        Raises:
+            StoreRefused: They cannot.
+        """
+        try:
+            with self._translated(Right.RETAIN, is_object=False):
+                self._client.get_object_lock_config(self.name)
+        except BucketMissing as error:
+            raise StoreRefused(
+                f"bucket {self.name} was made without object lock, so nothing in it can be "
+                "retained; use another bucket, or leave FOEDUS_S3_RETENTION_DAYS out"
+            ) from error
+
+    def make(self, *, is_locked: bool = False) -> bool:
         """Make the bucket, with rules that clear up after writers that died; False if it is there.
+
+        Args:
+            is_locked: Whether objects can be retained in it.
 
         Raises:
             RightMissing: It is not there, and we may not make it.
@@ -366,7 +399,7 @@ class Bucket:
         try:
             self.require()
         except BucketMissing:
-            self._make()
+            self._make(is_locked=is_locked)
             with self._translated(Right.EXPIRE, is_object=False):
                 self._client.set_bucket_lifecycle(self.name, _RULES)
             return True
@@ -385,9 +418,10 @@ class Bucket:
         with self._translated(Right.KEEP, is_object=False):
             self._client.set_bucket_versioning(self.name, VersioningConfig(ENABLED))
 
-    def _make(self) -> None:
+    def _make(self, *, is_locked: bool = False) -> None:
         with contextlib.suppress(ConditionFailed), self._translated(Right.MAKE, is_object=False):
-            self._client.make_bucket(self.name)  # which somebody else may have done just now
+            # Somebody else may have done so just now.
+            self._client.make_bucket(self.name, object_lock=is_locked)
 
     def _call(
         self,

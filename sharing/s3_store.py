@@ -66,12 +66,19 @@ T = TypeVar("T")
 
 
 class S3Store:
-    """Adapter of ``ObjectStore``, ``Presigning``, ``Granting`` and ``TakingParts``.
+    """Adapter of ``ObjectStore``, ``Presigning``, ``Retaining``, ``Granting`` and ``TakingParts``.
 
     Several processes may use one bucket.
     """
 
-    def __init__(self, address: Address, bucket: str, *, public_endpoint: str = "") -> None:
+    def __init__(
+        self,
+        address: Address,
+        bucket: str,
+        *,
+        public_endpoint: str = "",
+        is_locked: bool = False,
+    ) -> None:
         """Nothing is asked of the server yet.
 
         Args:
@@ -79,8 +86,10 @@ class S3Store:
             bucket: Where the objects lie; ``make_bucket`` makes it.
             public_endpoint: ``HOST[:PORT]`` for links, where those who get them reach the server
                 by another name than we do.
+            is_locked: Whether objects can be retained; a bucket for that must be made for it.
         """
         self._address = address
+        self._is_locked = is_locked
         self._public_endpoint = public_endpoint or address.endpoint
         self._bucket = Bucket(address, bucket, num_connections=NUM_THREADS)
         self._links = self._bucket
@@ -100,9 +109,13 @@ class S3Store:
 
         Raises:
             RightMissing: It is not there, and we may not make it.
+            StoreRefused: Objects are to be retained, and it was made without object lock.
             StoreUnavailable: The server did not answer.
         """
-        return await self._run(self._bucket.make)
+        is_new = await self._run(self._bucket.make, is_locked=self._is_locked)
+        if self._is_locked:
+            await self._run(self._bucket.require_lock)
+        return is_new
 
     async def put(
         self,
@@ -169,6 +182,11 @@ class S3Store:
         await self._version(digest)
         lifetime = timedelta(seconds=lifetime_s)
         return await self._run(self._links.link, _key(digest), lifetime, file_name)
+
+    async def retain(self, digest: Digest, until: datetime) -> None:
+        if not is_digest(digest):
+            raise ObjectMissing(digest)
+        await self._run(self._bucket.retain, _key(digest), until)
 
     async def grant(self, organisation: str, ends_at: datetime) -> BucketAccess:
         return await self._run(

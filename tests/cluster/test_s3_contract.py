@@ -16,9 +16,9 @@ from tests.sharing.test_object_store import *  # noqa: F403 - the suite itself
 from tests.sharing.test_object_store import Tamper
 
 
-@pytest.fixture(params=["without versions", "with versions"])
+@pytest.fixture(params=["without versions", "with versions", "with lock"])
 async def store(request: pytest.FixtureRequest, s3: Address, bucket: str) -> AsyncIterator[S3Store]:
-    store = S3Store(s3, bucket)
+    store = S3Store(s3, bucket, is_locked=request.param == "with lock")
     assert await store.make_bucket()
     if request.param == "with versions":
         client(s3).set_bucket_versioning(bucket, VersioningConfig(ENABLED))

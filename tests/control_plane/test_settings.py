@@ -205,3 +205,10 @@ def test_an_address_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, url
 
     with pytest.raises(ValidationError):
         Settings()
+
+
+def test_nothing_can_be_retained_in_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FOEDUS_S3_RETENTION_DAYS", "30")
+
+    with pytest.raises(ValidationError, match="FOEDUS_STORE=s3"):
+        Settings()
