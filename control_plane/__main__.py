@@ -101,7 +101,7 @@ def _with_folder(act: Callable[[Settings], int]) -> int:
 
 
 def _back_up_or_restore(argv: Sequence[str]) -> int:
-    from control_plane.backups import run
+    from control_plane.backup_command import run
 
     settings = _settings()
     return EXIT_SETTINGS if settings is None else run(settings, argv)

@@ -1,40 +1,53 @@
-"""``python -m control_plane backup|restore FOLDER``: all that lasts, into a folder and back.
+"""All that lasts, into a folder and back, wherever records and objects lie.
 
-A backup is made beside a running server, and is of one moment: objects are kept from deletion while
-the database is copied (SQLite's online backup, one transaction) and every object that it names is
-linked aside; then they are copied at leisure, each checked by its digest. Objects are named by
-content, so what an earlier backup in the same folder has is not copied again. The manifest is
-written last: until then the folder holds the backup before, whole.
+A backup is made beside running servers, and is of one moment: while nothing may be deleted
+(``holds``), the records are copied out of one transaction, and then every object that they name,
+each checked by its digest. Objects are named by content, so what an earlier backup in the same
+folder has is not copied again. The manifest is written last: until then the folder holds the
+backup before, whole.
 
-Records in PostgreSQL and objects in a bucket are backed up by their own means. There is no route
-for this on purpose: whoever could call it would have every organisation's models. Runs under way
-are restored as attempts that their engine does not know, and so go on from their last checkpoint.
+The records become a file of SQLite's, whatever they were in, so a backup of one kind of platform
+can be restored as another. Runs under way are restored as attempts that their engine does not know,
+and so go on from their last checkpoint.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import os
 import shutil
 import sqlite3
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Final
 
 import msgspec
+from sqlalchemy import NullPool, create_engine
 
 from control_plane.data_folder import FolderInUse, claimed, write_private
-from control_plane.platform import utc_now
-from control_plane.settings import Settings
+from control_plane.holds import Hold, HoldLost, held
+from control_plane.ids import new_id
+from control_plane.migrations import HEAD
+from control_plane.platform import open_records
+from control_plane.records import copies
+from control_plane.records.database import translated
+from control_plane.records.sqlite import open_sqlite, refusal
 from sharing.directory_store import DirectoryStore
-from sharing.object_store import Digest, ObjectCorrupt, ObjectMissing, StoreError, digest_of_file
+from sharing.object_store import (
+    Digest,
+    ObjectCorrupt,
+    ObjectMissing,
+    ObjectStore,
+    digest_of_file,
+)
 
 MANIFEST: Final = "backup.json"
 FORMAT: Final = 1
+AT_ONCE: Final = 8
+"""Objects that are copied at a time."""
 _DATABASE: Final = "foedus.db"
 _LOGS: Final = "logs"
 _NEEDED: Final = (
@@ -42,10 +55,29 @@ _NEEDED: Final = (
     "UNION SELECT digest FROM model_variant"
 )
 _OF_JOBS: Final = "SELECT digest FROM job_object"
+_REVISION: Final = "SELECT version_num FROM alembic_version"
+
+Tell = Callable[[int, int], None]
+"""Hears how many objects are done, and of how many."""
 
 
 class BackupError(Exception):
     """There is no backup, or it was not restored; the message says why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where all that lasts of a platform is.
+
+    Attributes:
+        folder: Its data folder: logs, and records unless they are elsewhere.
+        store: Its objects.
+        url: Of PostgreSQL, if the records are there.
+    """
+
+    folder: Path
+    store: ObjectStore
+    url: str | None = field(default=None, repr=False)
 
 
 class BackupManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -72,75 +104,84 @@ class BackupManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     logs: int
 
 
-async def back_up(data: Path, folder: Path, now: datetime) -> BackupManifest:
-    """Back the data folder up into ``folder``, whether a server uses it or not.
+async def back_up(
+    place: Place, folder: Path, now: datetime, tell: Tell = lambda _done, _of: None
+) -> BackupManifest:
+    """Back a platform up into ``folder``, whether servers use it or not.
 
     Raises:
         BackupError: There is nothing to back up, or an object that is needed is gone.
+        DatabaseUnavailable: The records cannot be read.
         StoreError: An object cannot be read or written, or is corrupt.
         OSError: A file cannot be read or written.
     """
-    if not (data / _DATABASE).is_file():
-        raise BackupError(f"{data} has no records to back up")
+    await asyncio.to_thread(_require_records, place)
     await asyncio.to_thread(folder.mkdir, 0o700, parents=True, exist_ok=True)
-    source, target = DirectoryStore(data), DirectoryStore(folder)
-    with _staging(data) as stage, _draft(folder) as draft:
-        staged = DirectoryStore(stage)
-        with source.kept():
-            await asyncio.to_thread(_copy_database, data / _DATABASE, draft)
+    with _alone(folder), _draft(folder) as draft:
+        async with _holding(place, now) as hold:
+            await asyncio.to_thread(_copy_records, place, draft)
             needed, of_jobs = _named_by(draft)
-            missing = await asyncio.to_thread(_link, source, staged, needed | of_jobs)
-        if lost := missing & needed:
-            raise BackupError(f"the store lacks objects that the records need: {min(lost)}")
-        present = (needed | of_jobs) - missing
-        size_bytes = 0
-        for digest in sorted(present):
-            size_bytes += await _copy(staged, target, digest)
-        logs = await asyncio.to_thread(_copy_logs, data / _LOGS, folder / _LOGS)
+            target = DirectoryStore(folder)
+            sizes = await _copy_all(place.store, target, needed | of_jobs, tell)
+            missing = (needed | of_jobs) - sizes.keys()
+            if lost := missing & needed:
+                raise BackupError(f"the store lacks objects that the records need: {min(lost)}")
+            await hold.renew()
+        logs = await asyncio.to_thread(_copy_logs, place.folder / _LOGS, folder / _LOGS)
         manifest = BackupManifest(
             format=FORMAT,
             made_at=now,
             database=await asyncio.to_thread(digest_of_file, draft),
             tables=_count(draft),
-            objects=len(present),
-            size_bytes=size_bytes,
+            objects=len(sizes),
+            size_bytes=sum(sizes.values()),
             missing=tuple(sorted(missing)),
             logs=logs,
         )
         draft.replace(_database_in(folder, manifest))
-    write_private(folder / MANIFEST, msgspec.json.encode(manifest))
-    await asyncio.to_thread(_drop_others, _database_in(folder, manifest))
+        _sync(folder)
+        write_private(folder / MANIFEST, msgspec.json.encode(manifest))
+        _sync(folder)
+        await asyncio.to_thread(_drop_others, folder, manifest, frozenset(sizes))
     return manifest
 
 
-async def restore(folder: Path, data: Path) -> BackupManifest:
-    """Restore the backup in ``folder`` into a data folder without records.
+async def restore(
+    folder: Path, place: Place, tell: Tell = lambda _done, _of: None
+) -> BackupManifest:
+    """Restore the backup in ``folder`` as a platform without records.
 
     Records come last, so what was cut short is no platform, and can be restored again.
 
     Raises:
-        BackupError: There is no whole backup, or the data folder has records.
+        BackupError: There is no whole backup, or the platform has records.
         FolderInUse: A server works in the data folder.
+        DatabaseUnavailable: The records cannot be written.
         StoreError: An object cannot be read or written, or is corrupt.
         OSError: A file cannot be read or written.
     """
     manifest = read_manifest(folder)
-    with claimed(data):
-        if (data / _DATABASE).exists():
-            raise BackupError(f"{data} has records already; restore into another folder")
+    with claimed(place.folder):
+        if place.url is None and (place.folder / _DATABASE).exists():
+            raise BackupError(f"{place.folder} has records already; restore into another folder")
         database = _database_in(folder, manifest)
         if await asyncio.to_thread(digest_of_file, database) != manifest.database:
             raise BackupError(f"{database} is not the database that was backed up")
         needed, of_jobs = _named_by(database)
-        source, target = DirectoryStore(folder), DirectoryStore(data)
-        for digest in sorted((needed | of_jobs) - frozenset(manifest.missing)):
-            await _copy(source, target, digest)
-        await asyncio.to_thread(_copy_logs, folder / _LOGS, data / _LOGS)
+        wanted = (needed | of_jobs) - frozenset(manifest.missing)
+        sizes = await _copy_all(DirectoryStore(folder), place.store, wanted, tell)
+        if lost := wanted - sizes.keys():
+            raise BackupError(f"the backup lacks {min(lost)}")
+        await asyncio.to_thread(_copy_logs, folder / _LOGS, place.folder / _LOGS)
         if _count(database) != manifest.tables:
             raise BackupError("the tables have not the rows that were backed up")
-        with _draft(data) as draft:
+        with _draft(place.folder) as draft:
             await asyncio.to_thread(_copy_file, database, draft)
-            draft.replace(data / _DATABASE)
+            if place.url is None:
+                draft.replace(place.folder / _DATABASE)
+                _sync(place.folder)
+            else:
+                await asyncio.to_thread(_fill, draft, place.url)
     return manifest
 
 
@@ -161,62 +202,57 @@ def read_manifest(folder: Path) -> BackupManifest:
     return manifest
 
 
-def require_own_disk(settings: Settings) -> None:
-    """Raise unless all that lasts is in the data folder.
-
-    Raises:
-        BackupError: It is not; the message says what to use instead.
-    """
-    if settings.database_url is not None or settings.database_url_file is not None:
-        raise BackupError(
-            "the records are in PostgreSQL (FOEDUS_DATABASE_URL); back them up with pg_dump or by "
-            "the server's continuous archiving, and the objects by the means of their store"
-        )
-    if settings.store != "directory":
-        raise BackupError(
-            f"the objects are in a bucket (FOEDUS_STORE={settings.store}); keep them by the "
-            f"bucket's own replication or versioning, and copy {_DATABASE} of the data folder "
-            "with sqlite3's .backup"
-        )
-
-
-def run(settings: Settings, argv: Sequence[str]) -> int:
-    """Back up or restore as the command line says; 0 done, 1 not done, 2 wrong usage."""
-    parser = argparse.ArgumentParser(prog="python -m control_plane")
-    parser.add_argument("deed", choices=("backup", "restore"))
-    parser.add_argument("folder", type=Path)
-    asked, data = parser.parse_args(argv), settings.data
-    try:
-        require_own_disk(settings)
-        if asked.deed == "backup":
-            manifest = asyncio.run(back_up(data, asked.folder, utc_now()))
-        else:
-            manifest = asyncio.run(restore(asked.folder, data))
-    except (BackupError, FolderInUse, StoreError, OSError, sqlite3.Error) as error:
-        sys.stderr.write(f"foedus: {asked.deed} failed: {error}\n")
-        return 1
-    where = asked.folder if asked.deed == "backup" else data
-    sys.stdout.write(
-        f"{where}: the platform of {manifest.made_at.isoformat()}, {manifest.tables['job']} jobs, "
-        f"{manifest.objects} objects, {manifest.size_bytes} bytes, every one verified\n"
-    )
-    return 0
-
-
 def _database_in(folder: Path, manifest: BackupManifest) -> Path:
     return folder / f"database-{manifest.database.removeprefix('sha256:')}.db"
 
 
+def _require_records(place: Place) -> None:
+    """Raise unless there are records, as this version makes them: it must not change their tables.
+
+    Raises:
+        BackupError: There are none.
+    """
+    try:
+        if place.url is None:
+            with contextlib.closing(_opened(place.folder / _DATABASE)) as records:
+                [(found,)] = records.execute(_REVISION).fetchall()
+        else:
+            from control_plane.records.postgres import reading_one_moment
+
+            with reading_one_moment(place.url) as moment:
+                has_tables = moment.dialect.has_table(moment, "alembic_version")
+                found = moment.exec_driver_sql(_REVISION).scalar() if has_tables else None
+    except sqlite3.OperationalError:
+        found = None
+    if found is None:
+        raise BackupError(
+            f"{place.folder if place.url is None else 'the database'} has no records to back up"
+        )
+    if found != HEAD:
+        raise BackupError("the records are of another version of the platform; use that one")
+
+
 @contextlib.contextmanager
-def _staging(data: Path) -> Iterator[Path]:
-    """A folder on the disk of the objects, wiped afterwards; one backup at a time."""
-    stage = data / "backup"
-    stage.mkdir(mode=0o700, exist_ok=True)
-    with claimed(stage):
-        try:
-            yield stage / "objects-kept"
-        finally:
-            shutil.rmtree(stage / "objects-kept", ignore_errors=True)
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other backups out of ``folder``."""
+    try:
+        with claimed(folder):
+            yield
+    except FolderInUse as error:
+        raise BackupError(f"another backup into {folder} is under way") from error
+
+
+@contextlib.asynccontextmanager
+async def _holding(place: Place, now: datetime) -> AsyncIterator[Hold]:
+    """Keep all objects meanwhile."""
+    database = await asyncio.to_thread(open_records, place.folder, place.url)
+    try:
+        async with held(database, new_id("backup", now)) as hold:
+            yield hold
+    except HoldLost as error:
+        raise BackupError(str(error)) from error
+    finally:
+        database.close()
 
 
 @contextlib.contextmanager
@@ -228,12 +264,25 @@ def _draft(folder: Path) -> Iterator[Path]:
     try:
         yield draft
     finally:
-        draft.unlink(missing_ok=True)
+        for path in folder.glob(f"{draft.name}*"):  # SQLite has files beside
+            path.unlink(missing_ok=True)
 
 
-def _copy_database(source: Path, draft: Path) -> None:
+def _copy_records(place: Place, draft: Path) -> None:
+    """Copy the records of one moment, without what ends with the processes that have them."""
+    if place.url is None:
+        _copy_sqlite(place.folder / _DATABASE, draft)
+    else:
+        _copy_postgres(place.url, draft)
+    with contextlib.closing(sqlite3.connect(draft)) as copy, copy:
+        copy.execute("DELETE FROM hold")
+        copy.execute("UPDATE lease SET holder = '', until = 0")
+    _sync(draft)
+
+
+def _copy_sqlite(source: Path, draft: Path) -> None:
     with (
-        contextlib.closing(sqlite3.connect(f"file:{source}?mode=ro", uri=True)) as live,
+        contextlib.closing(_opened(source)) as live,
         contextlib.closing(sqlite3.connect(draft)) as copy,
     ):
         live.backup(copy)
@@ -241,7 +290,36 @@ def _copy_database(source: Path, draft: Path) -> None:
         found = copy.execute("PRAGMA integrity_check").fetchone()[0]
     if found != "ok":
         raise BackupError(f"the database is damaged: {found}")
-    _sync(draft)
+
+
+def _copy_postgres(url: str, draft: Path) -> None:
+    from control_plane.records.postgres import reading_one_moment
+
+    open_sqlite(draft).close()
+    copy = create_engine(f"sqlite:///{draft}", poolclass=NullPool)
+    with reading_one_moment(url) as moment:
+        with translated(refusal), copy.begin() as rows:
+            copies.copy_rows(moment, rows)
+        with translated(refusal), copy.connect() as rows:
+            copied = copies.contents(rows)
+            rows.exec_driver_sql("PRAGMA journal_mode = DELETE")
+        if copied != copies.contents(moment):
+            raise BackupError("the copied tables are not those of the database")
+
+
+def _fill(draft: Path, url: str) -> None:
+    """Put the records into PostgreSQL, all or none of them."""
+    from control_plane.records.postgres import filling, open_postgres
+
+    open_sqlite(draft).close()
+    open_postgres(url).close()
+    copy = create_engine(f"sqlite:///{draft}", poolclass=NullPool)
+    with filling(url) as target, copy.connect() as rows:
+        if not copies.is_empty(target):
+            raise BackupError("the database has records already; restore into another one")
+        copies.copy_rows(rows, target)
+        if copies.contents(target) != copies.contents(rows):
+            raise BackupError("the tables are not those that were backed up")
 
 
 def _copy_file(source: Path, target: Path) -> None:
@@ -250,14 +328,20 @@ def _copy_file(source: Path, target: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
-def _drop_others(database: Path) -> None:
-    """Delete the databases of earlier backups."""
-    for path in database.parent.glob("database-*.db"):
-        if path != database:
+def _drop_others(folder: Path, manifest: BackupManifest, kept: frozenset[Digest]) -> None:
+    """Delete what only earlier backups needed: nothing outlives its deletion by two backups."""
+    for path in folder.glob("database-*.db"):
+        if path != _database_in(folder, manifest):
+            path.unlink()
+    for path in (folder / "objects").glob("??/*"):
+        if f"sha256:{path.name}" not in kept:
             path.unlink()
 
 
@@ -283,20 +367,33 @@ def _opened(database: Path) -> sqlite3.Connection:
     return sqlite3.connect(f"file:{database}?mode=ro", uri=True)
 
 
-def _link(
-    source: DirectoryStore, staged: DirectoryStore, digests: frozenset[Digest]
-) -> frozenset[Digest]:
-    """Link objects aside; those that are not there."""
-    missing = set()
-    for digest in digests:
-        try:
-            source.share(digest, staged)
-        except ObjectMissing:
-            missing.add(digest)
-    return frozenset(missing)
+async def _copy_all(
+    source: ObjectStore, target: ObjectStore, digests: frozenset[Digest], tell: Tell
+) -> dict[Digest, int]:
+    """Copy objects, a few at a time; sizes of those that the source has."""
+    waiting = iter(sorted(digests))
+    sizes: dict[Digest, int] = {}
+    done = 0
+
+    async def copy_on() -> None:
+        nonlocal done
+        for digest in waiting:
+            with contextlib.suppress(ObjectMissing):
+                sizes[digest] = await _copy(source, target, digest)
+            done += 1
+            tell(done, len(digests))
+
+    copying = [asyncio.create_task(copy_on()) for _ in range(AT_ONCE)]
+    try:
+        await asyncio.gather(*copying)
+    finally:
+        for task in copying:
+            task.cancel()
+        await asyncio.wait(copying)
+    return sizes
 
 
-async def _copy(source: DirectoryStore, target: DirectoryStore, digest: Digest) -> int:
+async def _copy(source: ObjectStore, target: ObjectStore, digest: Digest) -> int:
     """Copy an object unless it is there and whole; its size."""
     with contextlib.suppress(ObjectMissing, ObjectCorrupt):
         size_bytes = 0
@@ -310,4 +407,7 @@ def _copy_logs(source: Path, target: Path) -> int:
     if not source.is_dir():
         return 0
     shutil.copytree(source, target, dirs_exist_ok=True)
+    for folder in target.iterdir():
+        if not (source / folder.name).is_dir():
+            shutil.rmtree(folder)
     return sum(1 for path in target.rglob("*") if path.is_file())

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 from sqlalchemy import delete, exists, or_, select
 
+from control_plane.holds import require_free
 from control_plane.platform import Platform
 from control_plane.records.database import Transaction
 from control_plane.records.tables import DATASET, JOB_OBJECT, MODEL, PROGRAM, VARIANT
-from sharing.object_store import Digest, ObjectMissing, StoreUnavailable
+from sharing.object_store import Digest, ObjectMissing, StoreUnavailable, Wiping
 
 
-async def release(platform: Platform, job: str, digest: Digest) -> None:
+async def release(platform: Platform, job: str, digest: Digest, *, is_wiped: bool = False) -> None:
     """Give up a job's object, and delete it if nobody else needs it; can be repeated.
 
+    Where it ``is_wiped``, its bytes are written over first if the store has a medium of ours.
+
     Raises:
+        ObjectsHeld: Nothing may be deleted just now.
         StoreUnavailable: It may still be there, and is on record as before.
     """
     async with platform.custody.of(digest):
+        await require_free(platform.database)
         if not await _is_needed_beside(platform, job, digest):
-            await platform.store.delete(digest)
+            if is_wiped and isinstance(platform.store, Wiping):
+                await platform.store.wipe(digest)
+            else:
+                await platform.store.delete(digest)
         async with platform.database.writing() as transaction:
             await transaction.execute(
                 delete(JOB_OBJECT).where(JOB_OBJECT.c.job == job, JOB_OBJECT.c.digest == digest)

@@ -24,6 +24,7 @@ from control_plane import leases
 from control_plane.decisions import Action, Sighting, Standing, decide, sight
 from control_plane.fairness import Place
 from control_plane.finalisation import Results, Unverified, proofs_of, retain, verify
+from control_plane.holds import ObjectsHeld
 from control_plane.ids import hash_of_token, new_id, new_token
 from control_plane.journal import Fact, load, record, transition
 from control_plane.objects import keep, release, require_stored
@@ -568,7 +569,10 @@ class Reconciler:
         """Delete the checkpoints that later ones have replaced."""
         rows = await self._platform.database.rows(_CHECKPOINTS, {"job": job})
         for row in rows[CHECKPOINTS_KEPT:]:  # each names its round, so no two are the same
-            await release(self._platform, job, row.checkpoint)
+            try:
+                await release(self._platform, job, row.checkpoint)
+            except ObjectsHeld:
+                return  # the next look does it; if there is none, retention
             async with self._platform.database.writing() as transaction:
                 await transaction.execute(
                     update(ROUND)

@@ -38,6 +38,7 @@ from sharing.object_store import (
 BATCH_BYTES: Final = 4 * CHUNK_BYTES
 """Handed to a thread at a time: a hop costs about 0.1 ms, hashing a batch about 3 ms."""
 MAX_REMEMBERED: Final = 4096
+_DOOMED: Final = "doomed-"
 
 Fingerprint = tuple[int, int, int]
 
@@ -53,7 +54,6 @@ class DirectoryStore:
         """
         self._objects = root / "objects"
         self._partials = root / "partial"
-        self._lock = root / "objects.lock"
         self._is_laid_out = False
         self._laying_out = threading.Lock()
         self._verified: OrderedDict[Digest, Fingerprint] = OrderedDict()
@@ -107,27 +107,9 @@ class DirectoryStore:
         with contextlib.suppress(ObjectMissing):
             await to_thread.run_sync(self._remove, digest)
 
-    @contextlib.contextmanager
-    def kept(self) -> Iterator[None]:
-        """Let no process delete objects meanwhile; they wait. Blocks until those at it are done.
-
-        Raises:
-            StoreUnavailable: The disk is gone.
-        """
-        with _translated(), self._locked(fcntl.LOCK_EX):
-            yield
-
-    def share(self, digest: Digest, other: DirectoryStore) -> None:
-        """Give a store on the same file system the object, in no time and without a copy; blocks.
-
-        Raises:
-            ObjectMissing: There is none.
-            StoreUnavailable: The file systems are not the same, or have no hard links.
-        """
-        with _translated():
-            other._lay_out()
-            with self._present(digest) as path, contextlib.suppress(FileExistsError):
-                other._path(digest).hardlink_to(path)
+    async def wipe(self, digest: Digest) -> None:
+        with contextlib.suppress(ObjectMissing):
+            await to_thread.run_sync(self._wipe, digest)
 
     async def _whole(self, file: FileIO, digest: Digest) -> AsyncIterator[bytes]:
         """Hash as it goes; a batch is handed out when it is known not to be the last."""
@@ -193,15 +175,14 @@ class DirectoryStore:
             return path.stat().st_size
 
     def _remove(self, digest: Digest) -> None:
-        with _translated(), self._locked(fcntl.LOCK_SH), self._present(digest) as path:
+        with _translated(), self._present(digest) as path:
             path.unlink()
 
-    @contextlib.contextmanager
-    def _locked(self, kind: int) -> Iterator[None]:
-        self._lay_out()
-        with self._lock.open("a") as file:
-            fcntl.flock(file, kind)
-            yield
+    def _wipe(self, digest: Digest) -> None:
+        with _translated(), self._present(digest) as path:
+            doomed = self._partials / f"{_DOOMED}{uuid4().hex}"
+            path.rename(doomed)  # so that nobody meets zeros, and who comes next goes on with it
+            wipe_file(doomed)
 
     @contextlib.contextmanager
     def _present(self, digest: Digest) -> Iterator[Path]:
@@ -289,11 +270,33 @@ class _Partial:
             self._file.close()  # swept away before it was locked
 
 
+def wipe_file(path: Path) -> None:
+    """Write zeros over a file, bring them to disk, and delete it; blocks.
+
+    What has other names (hard links) is only deleted by this one.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        status = os.fstat(descriptor)
+        if status.st_nlink == 1:
+            os.fchmod(descriptor, 0o600)  # objects are read-only
+            with path.open("r+b", buffering=0) as file:
+                for start in range(0, status.st_size, CHUNK_BYTES):
+                    file.write(bytes(min(CHUNK_BYTES, status.st_size - start)))
+                os.fsync(file.fileno())
+    finally:
+        os.close(descriptor)
+    path.unlink(missing_ok=True)
+
+
 def _sweep(path: Path) -> None:
-    """Delete a partial file unless its writer lives."""
+    """Delete a partial file unless its writer lives, and what was to be wiped in any case."""
     with contextlib.suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        path.unlink()
+        if path.name.startswith(_DOOMED):
+            wipe_file(path)
+        else:
+            path.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -325,3 +325,19 @@ class TakingParts(Protocol):
             StoreUnavailable: It may still be there; the server forgets it within a day.
         """
         ...
+
+
+@runtime_checkable
+class Wiping(Protocol):
+    """Port of stores whose medium is ours to write over."""
+
+    async def wipe(self, digest: Digest) -> None:
+        """Forget an object as ``delete`` does, after writing zeros over its bytes.
+
+        A file system that copies on writing, or a disk that moves what wears out, may have them
+        elsewhere still.
+
+        Raises:
+            StoreUnavailable: It may still be there.
+        """
+        ...

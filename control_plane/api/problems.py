@@ -31,6 +31,7 @@ from control_plane.api.cursors import CursorInvalid
 from control_plane.api.decoding import Undecodable
 from control_plane.api.ranges import PreconditionFailed, RangeNotSatisfiable
 from control_plane.api.requests import BodyStalled, BodyTooLarge, Disconnected, TimedOut
+from control_plane.holds import ObjectsHeld
 from control_plane.tracing import trace_id
 from sharing.object_store import (
     ObjectCorrupt,
@@ -215,6 +216,9 @@ PROBLEMS: Final[Mapping[type[Exception], Face]] = {
         503, "database-unavailable", "The database did not answer", retry_after=2
     ),
     UploadGone: Face(404, "upload-gone", "The upload is no more", "Begin it again."),
+    ObjectsHeld: Face(
+        503, "backup-under-way", "Nothing can be deleted during a backup", retry_after=30
+    ),
     StoreUnavailable: Face(503, "store-unavailable", "Storage did not answer", retry_after=5),
     EngineUnavailable: Face(503, "engine-unavailable", "The engine did not answer", retry_after=5),
     StoreFull: Face(507, "store-full", "The disk is full", "Make room on the server.", 5),

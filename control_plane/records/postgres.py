@@ -12,7 +12,8 @@ between us and the server must pool sessions, not transactions, for LISTEN and p
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
 
@@ -30,9 +31,10 @@ from sqlalchemy import (
     make_url,
     text,
 )
+from sqlalchemy.engine.interfaces import IsolationLevel
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.exc import OperationalError as AlchemyOperationalError
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
 from control_plane.records.database import Backend, Database, Sharing, translated, upgrade
 from control_plane.refusals import DatabaseUnavailable, WrittenMeanwhile
@@ -112,12 +114,7 @@ def open_postgres(url: str) -> Database:
         ValueError: ``url`` is not one of PostgreSQL's.
         DatabaseUnavailable: It does not answer, or is of a later version than this program.
     """
-    parsed = parse_url(url)
-    options = " ".join(f"-c {name}={value}" for name, value in _SESSION.items())
-    if "options" in parsed.query:
-        options = f"{parsed.query['options']} {options}"
-    arguments: dict[str, Any] = {**_NETWORK, "options": options}
-    parsed = parsed.difference_update_query(("options",))
+    parsed, arguments = _connecting(url)
     engine = partial(
         create_engine, parsed, connect_args=arguments, max_overflow=0, hide_parameters=True
     )
@@ -144,6 +141,57 @@ def open_postgres(url: str) -> Database:
             sharing=Sharing(_LOCK, _TELL, lambda: _notices(whole)),
         )
     )
+
+
+@contextmanager
+def reading_one_moment(url: str) -> Iterator[Connection]:
+    """One moment of the database at ``url``, to be read at leisure; nobody waits for it; blocks.
+
+    Raises:
+        ValueError: ``url`` is not one of PostgreSQL's.
+        DatabaseUnavailable: It does not answer.
+    """
+    with _connection(url, "REPEATABLE READ", is_read_only=True) as connection:
+        yield connection
+
+
+@contextmanager
+def filling(url: str) -> Iterator[Connection]:
+    """One transaction on the database at ``url``, in which nobody else adds to it; blocks.
+
+    Raises:
+        ValueError: ``url`` is not one of PostgreSQL's.
+        DatabaseUnavailable: It does not answer; nothing was written.
+    """
+    with _connection(url, "READ COMMITTED", is_read_only=False) as connection:
+        connection.exec_driver_sql("LOCK TABLE organisation IN EXCLUSIVE MODE")
+        yield connection
+        connection.commit()
+
+
+@contextmanager
+def _connection(url: str, isolation: IsolationLevel, *, is_read_only: bool) -> Iterator[Connection]:
+    parsed, arguments = _connecting(url)
+    engine = create_engine(
+        parsed,
+        connect_args=arguments,
+        poolclass=NullPool,
+        isolation_level=isolation,
+        execution_options={"postgresql_readonly": is_read_only},
+        hide_parameters=True,
+    )
+    event.listen(engine, "connect", _prepare)
+    with translated(refusal), engine.connect() as connection:
+        yield connection
+
+
+def _connecting(url: str) -> tuple[URL, dict[str, Any]]:
+    """A URL without options, and what to connect with."""
+    parsed = parse_url(url)
+    options = " ".join(f"-c {name}={value}" for name, value in _SESSION.items())
+    if "options" in parsed.query:
+        options = f"{parsed.query['options']} {options}"
+    return parsed.difference_update_query(("options",)), {**_NETWORK, "options": options}
 
 
 def refusal(error: DBAPIError) -> Exception | None:

@@ -137,7 +137,7 @@ class JobRow(SQLModel, table=True):
 
     ``version`` counts its changes; ``last_event`` is the id of its newest event; ``fruitless``
     counts attempts lost in a row without a new round; ``settled`` is false until it is closed and
-    nothing of it is left with the engine.
+    nothing of it is left with the engine; ``wiped_at`` is when retention took its checkpoints.
     """
 
     __tablename__ = "job"
@@ -171,6 +171,7 @@ class JobRow(SQLModel, table=True):
     created_at: datetime = moment()
     updated_at: datetime = moment()
     ended_at: datetime | None = moment(nullable=True)
+    wiped_at: datetime | None = moment(nullable=True)
 
 
 class LeaseRow(SQLModel, table=True):
@@ -194,6 +195,18 @@ class SecretRow(SQLModel, table=True):
 
     name: str = Field(primary_key=True)
     value: bytes
+
+
+class HoldRow(SQLModel, table=True):
+    """While one of these stands no object is deleted: ``control_plane.holds``.
+
+    ``until`` is in seconds since 1970 by the database's clock.
+    """
+
+    __tablename__ = "hold"
+
+    id: str = Field(primary_key=True)
+    until: float = Field(sa_column=Column(Double(), nullable=False))
 
 
 class AttemptRow(SQLModel, table=True):
@@ -456,6 +469,7 @@ MEMBER: Final = _TABLES["collaboration_member"]
 JOB: Final = _TABLES["job"]
 LEASE: Final = _TABLES["lease"]
 SECRET: Final = _TABLES["secret"]
+HOLD: Final = _TABLES["hold"]
 ATTEMPT: Final = _TABLES["attempt"]
 EVENT: Final = _TABLES["event"]
 ROUND: Final = _TABLES["round"]

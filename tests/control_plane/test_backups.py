@@ -4,23 +4,27 @@ import asyncio
 import shutil
 import sqlite3
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy import delete, text, update
 
 from clients.identity import Principal
-from control_plane import audit
+from control_plane import audit, leases
 from control_plane.admission import submit_job
-from control_plane.backups import MANIFEST, BackupError, back_up, read_manifest, restore, run
+from control_plane.backup_command import run
+from control_plane.backups import MANIFEST, BackupError, Place, back_up, read_manifest, restore
 from control_plane.data_folder import FolderInUse, claimed
+from control_plane.holds import HoldLost, ObjectsHeld, held, require_free
 from control_plane.jobs import get_job
 from control_plane.objects import keep, release
 from control_plane.platform import Platform, open_platform
-from control_plane.records.tables import PROGRAM
+from control_plane.records.tables import HOLD, PROGRAM
+from control_plane.server_secret import CURSORS, server_secret
 from control_plane.settings import Settings
 from sharing.directory_store import DirectoryStore
-from sharing.object_store import ObjectCorrupt, digest_of
+from sharing.object_store import ObjectCorrupt, ObjectMissing, digest_of
 from tests.control_plane.conftest import job_spec
 
 pytestmark = pytest.mark.anyio
@@ -31,11 +35,35 @@ async def chunks(content: bytes) -> AsyncIterator[bytes]:
     yield content
 
 
+def fresh(folder: Path) -> Place:
+    return Place(folder=folder, store=DirectoryStore(folder))
+
+
+def place_of(platform: Platform) -> Place:
+    return Place(folder=platform.folder, store=platform.store)
+
+
 @pytest.fixture
 async def platform(data_folder: Path) -> AsyncIterator[Platform]:
     """As the server opens it: objects lie in the data folder itself."""
     async with open_platform(folder=data_folder, store=DirectoryStore(data_folder)) as platform:
         yield platform
+
+
+class HaltingStore(DirectoryStore):
+    """Stops at the first object that is read, until it may go on."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.reached, self.goes_on = asyncio.Event(), asyncio.Event()
+
+    async def get(
+        self, digest: str, *, start: int = 0, stop: int | None = None
+    ) -> AsyncIterator[bytes]:
+        self.reached.set()
+        await self.goes_on.wait()
+        async for chunk in super().get(digest, start=start, stop=stop):
+            yield chunk
 
 
 async def keep_object(platform: Platform, job: str, content: bytes) -> str:
@@ -54,9 +82,9 @@ async def test_what_was_backed_up_beside_a_server_is_restored_whole(
     logs.mkdir(parents=True)
     (logs / "federate.log").write_text("hello")
 
-    made = await back_up(platform.folder, tmp_path / "backup", NOW)
+    made = await back_up(place_of(platform), tmp_path / "backup", NOW)
     await submit_job(platform, admin, job_spec(name="later"), None)
-    restored = await restore(tmp_path / "backup", tmp_path / "data")
+    restored = await restore(tmp_path / "backup", fresh(tmp_path / "data"))
 
     assert made == restored == read_manifest(tmp_path / "backup")
     assert (made.objects, made.tables["job"], made.missing, made.logs) == (1, 1, (), 1)
@@ -74,30 +102,163 @@ async def test_the_next_backup_copies_what_is_new_and_replaces_the_one_before(
     job = await submit_job(platform, admin, job_spec(), None)
     first = await keep_object(platform, job.id, b"first")
     folder = tmp_path / "backup"
-    await back_up(platform.folder, folder, NOW)
+    await back_up(place_of(platform), folder, NOW)
     path = next((folder / "objects").rglob(first.removeprefix("sha256:")))
     before = path.stat().st_ino
     await keep_object(platform, job.id, b"second")
 
-    again = await back_up(platform.folder, folder, NOW)
+    again = await back_up(place_of(platform), folder, NOW)
 
     assert again.objects == 2
     assert path.stat().st_ino == before
     assert len(list(folder.glob("database-*.db"))) == 1
 
 
-async def test_deleting_waits_while_a_backup_links_what_its_records_name(
-    platform: Platform, admin: Principal
+async def test_nothing_is_deleted_while_a_backup_is_made_and_everything_afterwards(
+    platform: Platform, admin: Principal, tmp_path: Path
 ) -> None:
     job = await submit_job(platform, admin, job_spec(), None)
     digest = await keep_object(platform, job.id, b"a checkpoint")
+    store = HaltingStore(platform.folder)
+    place = Place(folder=platform.folder, store=store)
 
-    with DirectoryStore(platform.folder).kept():
-        releasing = asyncio.create_task(release(platform, job.id, digest))
-        await asyncio.sleep(0.05)
-        assert not releasing.done()
-        assert (await platform.store.stat(digest)).size_bytes == 12
-    await releasing
+    making = asyncio.create_task(back_up(place, tmp_path / "backup", NOW))
+    await store.reached.wait()
+    with pytest.raises(ObjectsHeld):
+        await release(platform, job.id, digest)
+    store.goes_on.set()
+    made = await making
+    await release(platform, job.id, digest)
+
+    assert (made.objects, made.missing) == (1, ())
+    with pytest.raises(ObjectMissing):
+        await platform.store.stat(digest)
+
+
+async def test_the_hold_of_who_died_ends_by_itself(platform: Platform) -> None:
+    async with held(platform.database, "backup") as hold:
+        with pytest.raises(ObjectsHeld):
+            await require_free(platform.database)
+        async with platform.database.writing() as transaction:
+            await transaction.execute(update(HOLD).values(until=platform.database.clock - 1))
+
+        await require_free(platform.database)
+        with pytest.raises(HoldLost):
+            await hold.renew()
+
+
+async def test_a_backup_that_lost_its_hold_is_none(
+    platform: Platform, admin: Principal, tmp_path: Path
+) -> None:
+    job = await submit_job(platform, admin, job_spec(), None)
+    await keep_object(platform, job.id, b"a checkpoint")
+    store = HaltingStore(platform.folder)
+
+    making = asyncio.create_task(
+        back_up(Place(folder=platform.folder, store=store), tmp_path / "backup", NOW)
+    )
+    await store.reached.wait()
+    async with platform.database.writing() as transaction:
+        await transaction.execute(delete(HOLD))
+    store.goes_on.set()
+    with pytest.raises(BackupError, match="may have gone"):
+        await making
+
+    assert not (tmp_path / "backup" / MANIFEST).exists()
+
+
+async def test_a_backup_that_is_stopped_leaves_the_one_before(
+    platform: Platform, admin: Principal, tmp_path: Path
+) -> None:
+    job = await submit_job(platform, admin, job_spec(), None)
+    first = await keep_object(platform, job.id, b"first")
+    folder = tmp_path / "backup"
+    before = await back_up(place_of(platform), folder, NOW)
+    await keep_object(platform, job.id, b"second")
+    store, had = HaltingStore(platform.folder), asyncio.Event()
+    place = Place(folder=platform.folder, store=store)
+
+    making = asyncio.create_task(
+        back_up(place, folder, NOW + timedelta(days=1), lambda _done, _of: had.set())
+    )
+    await had.wait()
+    await store.reached.wait()
+    making.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await making
+
+    await require_free(platform.database)
+    assert await restore(folder, fresh(tmp_path / "data")) == before
+    assert (await DirectoryStore(tmp_path / "data").stat(first)).size_bytes == 5
+    assert not list(folder.glob(".database*"))
+
+
+async def test_two_backups_into_one_folder_are_refused(platform: Platform, tmp_path: Path) -> None:
+    with claimed(tmp_path / "backup"), pytest.raises(BackupError, match="under way"):
+        await back_up(place_of(platform), tmp_path / "backup", NOW)
+
+
+async def test_records_of_another_version_are_left_alone(
+    platform: Platform, tmp_path: Path
+) -> None:
+    async with platform.database.writing() as transaction:
+        await transaction.execute(text("UPDATE alembic_version SET version_num = '0005'"))
+
+    with pytest.raises(BackupError, match="another version"):
+        await back_up(place_of(platform), tmp_path / "backup", NOW)
+
+    row = await platform.database.one_or_none(text("SELECT version_num FROM alembic_version"))
+    assert row is not None
+    assert row.version_num == "0005"
+
+
+async def test_what_was_deleted_is_in_no_later_backup(
+    platform: Platform, admin: Principal, tmp_path: Path
+) -> None:
+    job = await submit_job(platform, admin, job_spec(), None)
+    digest = await keep_object(platform, job.id, b"to be forgotten")
+    (platform.folder / "logs" / job.id).mkdir(parents=True)
+    folder = tmp_path / "backup"
+    await back_up(place_of(platform), folder, NOW)
+    await release(platform, job.id, digest)
+    (platform.folder / "logs" / job.id).rmdir()
+
+    await back_up(place_of(platform), folder, NOW)
+
+    assert not list((folder / "objects").rglob(digest.removeprefix("sha256:")))
+    assert not (folder / "logs" / job.id).exists()
+
+
+async def test_only_the_owner_can_read_what_secrets_there_are(
+    platform: Platform, tmp_path: Path
+) -> None:
+    await server_secret(platform.database, CURSORS)
+    folder = tmp_path / "backup"
+
+    await back_up(place_of(platform), folder, NOW)
+    await restore(folder, fresh(tmp_path / "data"))
+
+    assert folder.stat().st_mode & 0o777 == 0o700
+    for path in (*folder.glob("database-*"), folder / MANIFEST, tmp_path / "data" / "foedus.db"):
+        assert path.stat().st_mode & 0o777 == 0o600, path
+    secret = await server_secret(platform.database, CURSORS)
+    async with open_platform(folder=tmp_path / "data", store=platform.store) as other:
+        assert await server_secret(other.database, CURSORS) == secret
+
+
+async def test_no_lease_of_the_moment_holds_up_what_is_restored(
+    platform: Platform, admin: Principal, tmp_path: Path
+) -> None:
+    job = await submit_job(platform, admin, job_spec(), None)
+    await leases.take(platform.database, "another replica", [job.id], lease_s=3600)
+
+    await back_up(place_of(platform), tmp_path / "backup", NOW)
+    await restore(tmp_path / "backup", fresh(tmp_path / "data"))
+
+    async with open_platform(folder=tmp_path / "data", store=platform.store) as other:
+        [run] = await other.database.rows(leases.open_runs(other.database))
+        assert leases.free([run]) == [job.id]
+        assert run.fence == 1
 
 
 async def test_an_object_of_a_job_that_is_being_deleted_may_be_missing(
@@ -107,8 +268,8 @@ async def test_an_object_of_a_job_that_is_being_deleted_may_be_missing(
     digest = await keep_object(platform, job.id, b"going")
     await platform.store.delete(digest)
 
-    made = await back_up(platform.folder, tmp_path / "backup", NOW)
-    await restore(tmp_path / "backup", tmp_path / "data")
+    made = await back_up(place_of(platform), tmp_path / "backup", NOW)
+    await restore(tmp_path / "backup", fresh(tmp_path / "data"))
 
     assert made.missing == (digest,)
 
@@ -128,10 +289,10 @@ async def test_a_backup_without_an_upload_is_none(
         await transaction.execute(PROGRAM.insert(), row)
 
     with pytest.raises(BackupError, match="lacks objects"):
-        await back_up(platform.folder, tmp_path / "backup", NOW)
+        await back_up(place_of(platform), tmp_path / "backup", NOW)
 
     assert not (tmp_path / "backup" / MANIFEST).exists()
-    assert not list(platform.folder.glob("backup/objects-kept"))
+    assert not list((tmp_path / "backup").glob(".database*"))
 
 
 @pytest.mark.parametrize("harm", ["object", "database", "manifest"])
@@ -141,7 +302,7 @@ async def test_a_backup_that_was_harmed_is_not_restored(
     job = await submit_job(platform, admin, job_spec(), None)
     digest = await keep_object(platform, job.id, b"content")
     folder = tmp_path / "backup"
-    await back_up(platform.folder, folder, NOW)
+    await back_up(place_of(platform), folder, NOW)
     path = {
         "object": lambda: next((folder / "objects").rglob(digest.removeprefix("sha256:"))),
         "database": lambda: next(folder.glob("database-*.db")),
@@ -151,7 +312,7 @@ async def test_a_backup_that_was_harmed_is_not_restored(
     path.write_bytes(b"harmed" + path.read_bytes()[6:])
 
     with pytest.raises((BackupError, ObjectCorrupt)):
-        await restore(folder, tmp_path / "data")
+        await restore(folder, fresh(tmp_path / "data"))
 
     assert not (tmp_path / "data" / "foedus.db").exists()
 
@@ -159,12 +320,12 @@ async def test_a_backup_that_was_harmed_is_not_restored(
 async def test_a_folder_with_records_or_a_server_is_not_restored_into(
     platform: Platform, admin: Principal, tmp_path: Path
 ) -> None:
-    await back_up(platform.folder, tmp_path / "backup", NOW)
+    await back_up(place_of(platform), tmp_path / "backup", NOW)
 
     with pytest.raises(BackupError, match="has records already"):
-        await restore(tmp_path / "backup", platform.folder)
+        await restore(tmp_path / "backup", place_of(platform))
     with claimed(tmp_path / "data"), pytest.raises(FolderInUse):
-        await restore(tmp_path / "backup", tmp_path / "data")
+        await restore(tmp_path / "backup", fresh(tmp_path / "data"))
 
 
 def test_the_command_says_what_is_wrong(
@@ -178,44 +339,6 @@ def test_the_command_says_what_is_wrong(
     assert "holds no finished backup" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("settings", "instead"),
-    [
-        ({"DATABASE_URL": "postgresql://a:secret@there:1/records"}, "pg_dump"),
-        (
-            {
-                "STORE": "s3",
-                "S3_ENDPOINT": "there:1",
-                "S3_ACCESS_KEY": "a",
-                "S3_SECRET_KEY": "secret",
-            },
-            "replication",
-        ),
-    ],
-    ids=["records", "objects"],
-)
-@pytest.mark.parametrize("deed", ["backup", "restore"])
-def test_what_lies_elsewhere_is_refused_with_what_to_use_instead(
-    data_folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    deed: str,
-    settings: dict[str, str],
-    instead: str,
-) -> None:
-    monkeypatch.setenv("FOEDUS_DATA", str(data_folder))
-    for name, value in settings.items():
-        monkeypatch.setenv(f"FOEDUS_{name}", value)
-
-    assert run(Settings(), [deed, str(tmp_path / "backup")]) == 1
-
-    told = capsys.readouterr().err
-    assert instead in told
-    assert "secret" not in told
-    assert not (tmp_path / "backup").exists()
-
-
 def test_a_database_that_is_damaged_is_told(data_folder: Path, tmp_path: Path) -> None:
     shutil.copy(data_folder / "foedus.db", tmp_path / "foedus.db")
     with (tmp_path / "foedus.db").open("r+b") as file:
@@ -223,4 +346,4 @@ def test_a_database_that_is_damaged_is_told(data_folder: Path, tmp_path: Path) -
         file.write(b"\xff" * 4096)
 
     with pytest.raises((BackupError, sqlite3.DatabaseError)):
-        asyncio.run(back_up(tmp_path, tmp_path / "backup", NOW))
+        asyncio.run(back_up(fresh(tmp_path), tmp_path / "backup", NOW))

@@ -7,8 +7,9 @@ import json
 import shutil
 from pathlib import Path
 
-from control_plane.backups import back_up
+from control_plane.backups import Place, back_up
 from control_plane.platform import utc_now
+from sharing.directory_store import DirectoryStore
 from tests.clients.cli_process import foedus
 from tests.e2e.jobs import small
 from tests.e2e.real_server import RealServer, running
@@ -45,6 +46,7 @@ def test_an_administrator_sees_sets_and_verifies(server: RealServer, home: Path)
 def test_a_run_that_was_backed_up_midway_ends_elsewhere_with_the_same_model(
     server: RealServer, tmp_path: Path
 ) -> None:
+    place = Place(folder=server.data, store=DirectoryStore(server.data))
     backup, elsewhere = tmp_path / "backup", tmp_path / "elsewhere"
     told_by(tmp_path, "admin", "backup", str(backup), FOEDUS_DATA=str(server.data))
 
@@ -53,7 +55,7 @@ def test_a_run_that_was_backed_up_midway_ends_elsewhere_with_the_same_model(
         for done in job.rounds(timeout_s=WAIT_S):
             if done.number >= 3:
                 break
-        midway = asyncio.run(back_up(server.data, backup, utc_now()))
+        midway = asyncio.run(back_up(place, backup, utc_now()))
         undisturbed = client.models.get(job.wait(WAIT_S).model or "").digest
 
     restored = told_by(

@@ -19,6 +19,7 @@ import translation
 import workflows
 from control_plane import refusals
 from control_plane.api.problems import PROBLEMS, TRIAL_FACES, face_of, to_problem
+from control_plane.holds import ObjectsHeld
 from sharing.object_store import ObjectMissing, StoreFull, StoreUnavailable
 from workflows.causes import Cause, CauseCode
 from workflows.job import Inconsistent
@@ -55,6 +56,7 @@ ELSEWHERE = (
     "workflows.kubernetes.ClusterUnknown",
     # Ends the command that makes or restores a backup.
     "control_plane.backups.BackupError",
+    "control_plane.holds.HoldLost",
 )
 """Prefixes of errors that never come to the border of HTTP, by where they end instead."""
 HERE = {
@@ -140,6 +142,7 @@ def test_the_caller_learns_of_its_own_faults_only() -> None:
         (refusals.DatabaseUnavailable("x"), 503, "database-unavailable"),
         (refusals.TooManyStreams("x"), 429, "too-many-streams"),
         (StoreFull("x"), 507, "store-full"),
+        (ObjectsHeld("x"), 503, "backup-under-way"),
         (MethodNotAllowedException(), 405, "method-not-allowed"),
         (ZeroDivisionError("x"), 500, "internal"),
     ],
