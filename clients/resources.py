@@ -525,6 +525,22 @@ class OpenAttempt(Resource, frozen=True):
     replica: str
 
 
+class Retained(Resource, frozen=True):
+    """What is kept for a time after a job's end.
+
+    Attributes:
+        kind: ``checkpoints`` or ``logs``; logs are those of the process that answers.
+        days: For how long; null for ever.
+        jobs: How many have some.
+        next_at: When the first of these lose it, within the hour; null for never.
+    """
+
+    kind: str
+    days: float | None
+    jobs: int
+    next_at: datetime | None
+
+
 class PlatformStatus(Resource, frozen=True):
     """The whole platform at a glance, for those who run it.
 
@@ -534,6 +550,7 @@ class PlatformStatus(Resource, frozen=True):
         queue: In the order in which they will start.
         clearing: Closed jobs of which something is left with the engine.
         stalled: What the process that answers cannot do just now, by job.
+        retention: What goes when.
     """
 
     at: datetime
@@ -544,6 +561,7 @@ class PlatformStatus(Resource, frozen=True):
     clearing: tuple[str, ...]
     stalled: Mapping[str, str]
     organisations: tuple[OrganisationUse, ...]
+    retention: tuple[Retained, ...] = ()
 
 
 class AuditEntry(Resource, frozen=True):

@@ -14,6 +14,7 @@ from control_plane.hosts import require_host
 from control_plane.platform import Platform
 from control_plane.quotas import line_of, list_uses
 from control_plane.records.tables import ATTEMPT, JOB, LEASE
+from control_plane.retention import read_retention
 from workflows.run import Phase
 
 _UNSETTLED: Final = select(JOB).where(JOB.c.settled.is_(False)).order_by(JOB.c.id)
@@ -79,4 +80,5 @@ async def read_status(
         stalled=dict(stalled),
         organisations=await list_uses(platform, who),
         slots=platform.rules.max_running,
+        retention=await read_retention(platform),
     )

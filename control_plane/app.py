@@ -18,6 +18,7 @@ from litestar.datastructures import State
 
 from clients.identity import Principal
 from clients.resources import Quota
+from control_plane import retention
 from control_plane.accounts import bootstrap
 from control_plane.api import (
     accounts,
@@ -188,12 +189,14 @@ def create_app(
             )
             loop = asyncio.create_task(reconciler.run(), name="reconciler")
             loop.add_done_callback(_report_end)
+            sweeping = asyncio.create_task(retention.keep_sweeping(platform), name="retention")
             try:
                 yield
             finally:
                 platform.hub.close()
                 loop.cancel()
-                await asyncio.wait((loop,))
+                sweeping.cancel()
+                await asyncio.wait((loop, sweeping))
 
     return Application(
         route_handlers=HANDLERS,
@@ -318,4 +321,11 @@ def _rules(settings: Settings) -> Rules:
             storage_bytes=None if storage_mb is None else storage_mb << 20,
             open_jobs=settings.quota_open_jobs,
         ),
+        retain_checkpoints=_days(settings.retain_checkpoints_days),
+        retain_logs=_days(settings.retain_logs_days),
     )
+
+
+def _days(count: float) -> timedelta | None:
+    """So many days; None for more than there are."""
+    return timedelta(days=count) if count < timedelta.max.days else None

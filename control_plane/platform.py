@@ -54,6 +54,8 @@ class Rules:
         max_user_streams: Of them, those of one user.
         quota: What an organisation may have that has no quota of its own.
         retention: How long the store keeps what proves a run; None leaves it to the records.
+        retain_checkpoints: After a job's end, then they are wiped; None for ever.
+        retain_logs: Likewise.
     """
 
     max_running: int = 2
@@ -70,6 +72,8 @@ class Rules:
     max_user_streams: int = 200
     quota: Quota = NO_QUOTA
     retention: timedelta | None = None
+    retain_checkpoints: timedelta | None = None
+    retain_logs: timedelta | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -186,6 +186,15 @@ class Settings(BaseSettings):
     """Jobs of one organisation that have not ended, unless it has a quota of its own; one more
     answers 429."""
 
+    retain_checkpoints_days: float = Field(default=7.0, ge=0)
+    """Days after the end of a job for which what only its going on needed is kept: checkpoints, and
+    what lost attempts made. Then it is wiped; artifacts, models, transcripts and manifests stay.
+    ``inf`` keeps it until the job is deleted."""
+
+    retain_logs_days: float = Field(default=90.0, ge=0)
+    """Days after the end of a job for which the logs of its steps are kept; then they are wiped, at
+    every server for itself. ``inf`` keeps them until the job is deleted."""
+
     reconcile_s: float = Field(default=0.2, gt=0)
     """Seconds between looks at open jobs; longer finds ended and lost attempts later."""
 

@@ -71,6 +71,19 @@ def status(as_json: AsJson = False) -> None:
         say("\nin trouble, or closed and not cleared away")
         troubles = dict.fromkeys(found.clearing, "is being cleared away") | dict(found.stalled)
         say_table(("JOB", "TROUBLE"), sorted(troubles.items()))
+    say("\nkept after a job's end")
+    say_table(
+        ("WHAT", "DAYS", "OF JOBS", "NEXT GOES"),
+        (
+            (
+                one.kind,
+                "for ever" if one.days is None else f"{one.days:g}",
+                str(one.jobs),
+                "" if one.next_at is None else moment(one.next_at),
+            )
+            for one in found.retention
+        ),
+    )
     say("\norganisations (used / quota)")
     _say_uses(found.organisations)
 

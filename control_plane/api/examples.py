@@ -40,6 +40,7 @@ from clients.resources import (
     QueuedJob,
     Quota,
     QuotaChange,
+    Retained,
     Role,
     Round,
     RuntimeView,
@@ -326,6 +327,7 @@ BODIES: Final[Mapping[str, Any]] = {
         clearing=(),
         stalled={},
         organisations=(USE,),
+        retention=(Retained(kind="checkpoints", days=7.0, jobs=2, next_at=AT),),
     ),
     "AuditVerification": AuditVerification(is_whole=True, rows=12, head=ENTRY.digest),
     "CapabilitiesView": CapabilitiesView(
