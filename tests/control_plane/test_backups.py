@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import sqlite3
 from collections.abc import AsyncIterator
@@ -24,8 +25,9 @@ from control_plane.records.tables import HOLD, PROGRAM
 from control_plane.server_secret import CURSORS, server_secret
 from control_plane.settings import Settings
 from sharing.directory_store import DirectoryStore
-from sharing.object_store import ObjectCorrupt, ObjectMissing, digest_of
+from sharing.object_store import ObjectCorrupt, ObjectMissing, StoreFull, digest_of
 from tests.control_plane.conftest import job_spec
+from tests.e2e.test_full_disk import fill, small_disk
 
 pytestmark = pytest.mark.anyio
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
@@ -191,6 +193,37 @@ async def test_a_backup_that_is_stopped_leaves_the_one_before(
     assert await restore(folder, fresh(tmp_path / "data")) == before
     assert (await DirectoryStore(tmp_path / "data").stat(first)).size_bytes == 5
     assert not list(folder.glob(".database*"))
+
+
+async def test_a_disk_that_fills_up_at_any_moment_leaves_the_backup_before(
+    platform: Platform, admin: Principal, tmp_path: Path
+) -> None:
+    job = await submit_job(platform, admin, job_spec(), None)
+    await keep_object(platform, job.id, b"first")
+    logs = platform.folder / "logs" / job.id
+    outcomes = []
+    with small_disk(tmp_path / "disk") as disk:
+        folder = disk / "backup"
+        before = await back_up(place_of(platform), folder, NOW)
+        await keep_object(platform, job.id, bytes(300_000))
+        logs.mkdir(parents=True)
+        (logs / "federate.log").write_bytes(bytes(300_000))
+        filler = fill(disk)
+        for room in (0, 100_000, 400_000, 700_000, 900_000, 1_500_000):
+            os.truncate(filler, filler.stat().st_size - room)
+            try:
+                before = await back_up(place_of(platform), folder, NOW)
+                outcomes.append("whole")
+            except (StoreFull, OSError, sqlite3.OperationalError) as error:
+                outcomes.append(type(error).__name__)
+            assert read_manifest(folder) == before
+            assert not list(folder.glob(".database*"))
+            filler = fill(disk)
+        await restore(folder, fresh(tmp_path / "data"))
+
+    assert {"OperationalError", "StoreFull"} < set(outcomes)
+    assert outcomes[-1] == "whole", outcomes
+    assert (before.objects, before.logs) == (2, 1)
 
 
 async def test_two_backups_into_one_folder_are_refused(platform: Platform, tmp_path: Path) -> None:
