@@ -297,14 +297,13 @@ def _copy_postgres(url: str, draft: Path) -> None:
 
     open_sqlite(draft).close()
     copy = create_engine(f"sqlite:///{draft}", poolclass=NullPool)
-    with reading_one_moment(url) as moment:
-        with translated(refusal), copy.begin() as rows:
-            copies.copy_rows(moment, rows)
-        with translated(refusal), copy.connect() as rows:
-            copied = copies.contents(rows)
-            rows.exec_driver_sql("PRAGMA journal_mode = DELETE")
-        if copied != copies.contents(moment):
-            raise BackupError("the copied tables are not those of the database")
+    with reading_one_moment(url) as moment, translated(refusal), copy.begin() as rows:
+        read = copies.copy_rows(moment, rows)
+    with translated(refusal), copy.connect() as rows:
+        written = copies.contents(rows)
+        rows.exec_driver_sql("PRAGMA journal_mode = DELETE")
+    if written != read:
+        raise BackupError("the copied tables are not those of the database")
 
 
 def _fill(draft: Path, url: str) -> None:
@@ -317,8 +316,7 @@ def _fill(draft: Path, url: str) -> None:
     with filling(url) as target, copy.connect() as rows:
         if not copies.is_empty(target):
             raise BackupError("the database has records already; restore into another one")
-        copies.copy_rows(rows, target)
-        if copies.contents(target) != copies.contents(rows):
+        if copies.copy_rows(rows, target) != copies.contents(target):
             raise BackupError("the tables are not those that were backed up")
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -36,17 +37,19 @@ class Content(msgspec.Struct, frozen=True):
     digest: str
 
 
-def copy_rows(source: Connection, target: Connection) -> None:
-    """Add all rows to tables that have none."""
+def copy_rows(source: Connection, target: Connection) -> dict[str, Content]:
+    """Add all rows to tables that have none; what was read."""
     target.execute(delete(AUDIT_HEAD))  # of a log without entries, as its migration made it
-    for table in TABLES:
-        for rows in _batches(source, table):
-            target.execute(insert(table), [dict(row._mapping) for row in rows])
+
+    def add(table: Table, rows: Sequence[Row[Any]]) -> None:
+        target.execute(insert(table), [dict(row._mapping) for row in rows])
+
+    return {table.name: _read(source, table, partial(add, table)) for table in TABLES}
 
 
 def contents(connection: Connection) -> dict[str, Content]:
     """What is in each table."""
-    return {table.name: _content(connection, table) for table in TABLES}
+    return {table.name: _read(connection, table, lambda _: None) for table in TABLES}
 
 
 def is_empty(connection: Connection) -> bool:
@@ -59,9 +62,12 @@ def is_empty(connection: Connection) -> bool:
     return not any(counts)
 
 
-def _content(connection: Connection, table: Table) -> Content:
+def _read(
+    connection: Connection, table: Table, take: Callable[[Sequence[Row[Any]]], None]
+) -> Content:
     count = total = 0
     for rows in _batches(connection, table):
+        take(rows)
         count += len(rows)
         for row in rows:
             encoded = msgspec.msgpack.encode([_plain(value) for value in row])
