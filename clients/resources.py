@@ -525,6 +525,42 @@ class OpenAttempt(Resource, frozen=True):
     replica: str
 
 
+class KeyState(enum.StrEnum):
+    """What a key of the platform's does."""
+
+    SEALS = "seals"
+    OPENS = "opens"
+    ENDED = "ended"
+
+
+class PlatformKey(Resource, frozen=True):
+    """A key of the platform's own; what it is nobody is told.
+
+    Attributes:
+        id: The purpose, and for all but the first of it a dot and more.
+        purpose: ``cursors`` of lists.
+        state: The one that seals, one that only opens what it sealed, or one that is about to go.
+        created_at: Null if that is longer ago than is on record.
+        ends_at: When it opens nothing more.
+    """
+
+    id: str
+    purpose: str
+    state: KeyState
+    created_at: datetime | None
+    ends_at: datetime | None
+
+
+class KeyRotation(Request, frozen=True):
+    """How a new key takes the place of one.
+
+    Attributes:
+        at_once: Whether what the one before sealed is refused from now on, as after a theft.
+    """
+
+    at_once: bool = False
+
+
 class Retained(Resource, frozen=True):
     """What is kept for a time after a job's end.
 

@@ -45,11 +45,13 @@ from clients.resources import (
     Event,
     Job,
     JobPatch,
+    KeyRotation,
     Model,
     NewStorageCredential,
     NewToken,
     OrganisationUse,
     Page,
+    PlatformKey,
     PlatformStatus,
     Program,
     QuotaChange,
@@ -544,6 +546,21 @@ class Admin:
         path, body = f"/v1/admin/quotas/{_part(organisation)}", msgspec.json.encode(change)
         call = Call(method="PATCH", path=path, headers=JSON, body=body)
         return self._transport.fetch(call, OrganisationUse)
+
+    def keys(self) -> tuple[PlatformKey, ...]:
+        """The platform's own keys, without what they are."""
+        return _get(self._transport, "/v1/admin/keys", Page[PlatformKey]).items
+
+    def rotate_key(self, purpose: str, *, at_once: bool = False) -> PlatformKey:
+        """Have a new key take the place of the one that seals for ``purpose``; the new one.
+
+        Args:
+            purpose: As ``cursors``.
+            at_once: Whether what the one before sealed is refused from now on.
+        """
+        path, body = f"/v1/admin/keys/{_part(purpose)}/rotations", KeyRotation(at_once=at_once)
+        call = Call(method="POST", path=path, headers=JSON, body=msgspec.json.encode(body))
+        return self._transport.fetch(call, PlatformKey)
 
     def audit(self, since: datetime | None = None) -> Iterator[AuditEntry]:
         """Who did what, newest first; all of it for the platform's host, else one's own."""

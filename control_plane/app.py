@@ -39,7 +39,6 @@ from control_plane.api import (
 )
 from control_plane.api.authentication import authenticated
 from control_plane.api.bodies import StrictJson
-from control_plane.api.cursors import Cursors
 from control_plane.api.metrics import Metrics
 from control_plane.api.requests import Call
 from control_plane.api.service import Service
@@ -49,7 +48,6 @@ from control_plane.local_identity import LocalIdentity
 from control_plane.platform import MakeIdentity, Rules, local_identity, open_platform, utc_now
 from control_plane.reconciler import Reconciler
 from control_plane.refusals import DatabaseUnavailable
-from control_plane.server_secret import CURSORS, server_secret
 from control_plane.settings import Settings
 from control_plane.stores import open_store
 from control_plane.tracing import Span, parent_header, trace_id, traceparent
@@ -184,7 +182,6 @@ def create_app(
                 settings=settings,
                 platform=platform,
                 reconciler=reconciler,
-                cursors=Cursors(await server_secret(platform.database, CURSORS)),
                 metrics=app.state["metrics"],
             )
             loop = asyncio.create_task(reconciler.run(), name="reconciler")

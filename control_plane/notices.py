@@ -18,6 +18,7 @@ from sqlalchemy import bindparam, select
 from clients.identity import IdentityProvider
 from clients.resources import Event
 from control_plane.event_hub import DEPTH, EventHub
+from control_plane.keyring import KeyRing
 from control_plane.records.database import Database
 from control_plane.records.tables import EVENT
 from control_plane.refusals import DatabaseUnavailable
@@ -27,6 +28,8 @@ WAKE: Final = "wake"
 """There is something for a reconciler to look at."""
 REVOKED: Final = "revoked"
 """A token is good no more, or somebody's roles changed."""
+KEYS: Final = "keys"
+"""A key was made, or is good no more."""
 RETRY_S: Final = 0.5
 
 _log = structlog.get_logger()
@@ -47,12 +50,14 @@ class Ears:
         hub: Hears of events.
         wake: Wakes the reconciler.
         identity: Forgets who is known no more.
+        keys: Looks for new ones.
     """
 
     database: Database
     hub: EventHub
     wake: Callable[[], None]
     identity: IdentityProvider
+    keys: KeyRing
 
 
 def of_events(job: str, events: Sequence[Event]) -> str:
@@ -90,6 +95,7 @@ async def _hear(ears: Ears, notice: str | None) -> None:
         case []:  # listening from here on; anything may have been missed
             ears.hub.forget()
             ears.identity.remember(True)
+            await ears.keys.load()
             ears.wake()
         case ["event", job, first, last]:
             await _read_events(ears, job, int(first), int(last))
@@ -97,6 +103,8 @@ async def _hear(ears: Ears, notice: str | None) -> None:
             ears.wake()
         case [word] if word == REVOKED:
             ears.identity.forget()
+        case [word] if word == KEYS:
+            await ears.keys.load()
         case _:  # of a later version
             pass
 

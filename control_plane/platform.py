@@ -20,6 +20,7 @@ from control_plane.capabilities import read_capabilities
 from control_plane.custody import Custody
 from control_plane.event_hub import EventHub
 from control_plane.ids import new_id
+from control_plane.keyring import KeyRing
 from control_plane.local_identity import LocalIdentity
 from control_plane.notices import Ears, follow
 from control_plane.records.database import Database
@@ -91,6 +92,7 @@ class Platform:
         now: The clock, in UTC.
         identity: Who is calling.
         send_spans: Takes the spans of a run that has ended; None if nobody wants them.
+        keys: What the platform seals with.
         custody: Guards objects while they come and go.
         bell: Wakes the reconciler.
         in_flight: Idempotency keys, by user, of submissions that are being worked on here. Another
@@ -107,6 +109,7 @@ class Platform:
     rules: Rules
     now: Callable[[], datetime]
     identity: IdentityProvider
+    keys: KeyRing
     custody: Custody
     replica: str
     bell: Bell
@@ -171,10 +174,12 @@ async def open_platform(
     capabilities = await asyncio.to_thread(read_capabilities)
     if engine is not None:
         capabilities = msgspec.structs.replace(capabilities, engine=engine)
+    keys = KeyRing(database, now)
     try:
+        await keys.load()
         async with (
             identity(database, now) as provider,
-            _hearing(Ears(database, hub, bell.ring, provider)),
+            _hearing(Ears(database, hub, bell.ring, provider, keys)),
         ):
             yield Platform(
                 database=database,
@@ -187,6 +192,7 @@ async def open_platform(
                 now=now,
                 identity=provider,
                 send_spans=send_spans,
+                keys=keys,
                 custody=Custody(database),
                 bell=bell,
                 # One process holds the folder, so who opens its records is who did so before.

@@ -1,4 +1,4 @@
-"""What is kept for a time only: checkpoints and logs of jobs that have ended.
+"""What is kept for a time only: checkpoints and logs of jobs that have ended, rotated keys.
 
 A closed job's record is its artifacts, its model, and the transcripts and manifests that prove
 them; these stay. What only its going on needed (checkpoints, what lost attempts made) and the logs
@@ -29,6 +29,7 @@ from control_plane.objects import release
 from control_plane.platform import Platform
 from control_plane.records.tables import ARTIFACT, EVENT, JOB, JOB_OBJECT, MODEL, ROUND, VARIANT
 from control_plane.refusals import DatabaseUnavailable, NotFound
+from control_plane.rotation import wipe_ended
 from sharing.directory_store import wipe_file
 from sharing.object_store import Digest, StoreError
 
@@ -62,6 +63,7 @@ async def sweep(platform: Platform) -> None:
         OSError: A log cannot be deleted.
     """
     now, rules = platform.now(), platform.rules
+    await wipe_ended(platform)
     if rules.retain_checkpoints is not None:
         for row in await _ended(platform, now - rules.retain_checkpoints):
             await _wipe_checkpoints(platform, row.id)

@@ -20,13 +20,15 @@ from clients.cli.platform import server_environment
 from clients.cli.refusals import UNSUCCESSFUL
 
 if TYPE_CHECKING:
-    from clients.resources import OrganisationUse
+    from clients.resources import OrganisationUse, PlatformKey
 
-app = typer.Typer(no_args_is_help=True, help="Run the platform: status, quotas, audit log.")
+app = typer.Typer(no_args_is_help=True, help="Run the platform: status, quotas, audit log, keys.")
 quota = typer.Typer(no_args_is_help=True, help="What organisations may have.")
 audit = typer.Typer(invoke_without_command=True, help="Who did what.")
+keys = typer.Typer(invoke_without_command=True, help="The platform's own keys.")
 app.add_typer(quota, name="quota")
 app.add_typer(audit, name="audit")
+app.add_typer(keys, name="keys")
 app.add_typer(keycloak.app, name="keycloak")
 app.add_typer(storage.app, name="storage")
 
@@ -213,6 +215,49 @@ def verify_audit(
         say(f"tampered with: entry {found.broken_at} is not what was written")
     if not found.is_whole:
         raise typer.Exit(UNSUCCESSFUL)
+
+
+@keys.callback()
+def list_keys(context: typer.Context, as_json: AsJson = False) -> None:
+    """Show the platform's own keys: what for, since when and until when."""
+    if context.invoked_subcommand is not None:
+        return
+    with connect() as foedus:
+        found = foedus.admin.keys()
+    _say_keys(found, as_json=as_json)
+
+
+@keys.command("rotate")
+def rotate_key(
+    purpose: Annotated[str, typer.Argument(help="As `foedus admin keys` shows it.")],
+    at_once: Annotated[
+        bool, typer.Option("--at-once", help="The one before is good no more, as after a theft.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Have a new key take the place of one, which is good for another day and wiped then."""
+    with connect() as foedus:
+        made = foedus.admin.rotate_key(purpose, at_once=at_once)
+    _say_keys((made,), as_json=as_json)
+
+
+def _say_keys(found: tuple[PlatformKey, ...], *, as_json: bool) -> None:
+    if as_json:
+        say_json(found)
+        return
+    say_table(
+        ("PURPOSE", "KEY", "STATE", "CREATED", "ENDS"),
+        (
+            (
+                one.purpose,
+                one.id,
+                one.state,
+                "" if one.created_at is None else moment(one.created_at),
+                "" if one.ends_at is None else moment(one.ends_at),
+            )
+            for one in found
+        ),
+    )
 
 
 def _say_use(use: OrganisationUse, *, as_json: bool) -> None:

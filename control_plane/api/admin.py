@@ -5,18 +5,20 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated
 
-from litestar import Response, get, patch
+from litestar import Response, get, patch, post
 from litestar.params import FromPath, JSONBody, QueryParameter
 
 from clients.resources import (
     AuditEntry,
     AuditVerification,
+    KeyRotation,
     OrganisationUse,
     Page,
+    PlatformKey,
     PlatformStatus,
     QuotaChange,
 )
-from control_plane import administration, audit, quotas, refusals
+from control_plane import administration, audit, quotas, refusals, rotation
 from control_plane.api import metrics
 from control_plane.api.bodies import DEFAULT_LIMIT, page, position
 from control_plane.api.jobs import Cursor, Limit
@@ -93,6 +95,32 @@ async def verify_audit(
     return await audit.verify_audit(request.service.platform, request.who, known)
 
 
+@get(
+    "/v1/admin/keys",
+    operation_id="listKeys",
+    tags=["admin"],
+    opt={"problems": (refusals.Forbidden,)},
+)
+async def list_keys(request: Call) -> Page[PlatformKey]:
+    """List the platform's own keys, all on one page, without what they are."""
+    return Page(items=await rotation.list_keys(request.service.platform, request.who))
+
+
+@post(
+    "/v1/admin/keys/{purpose:str}/rotations",
+    operation_id="rotateKey",
+    tags=["admin"],
+    status_code=201,
+    opt={"problems": (refusals.Forbidden, refusals.NotFound)},
+)
+async def rotate_key(
+    request: Call, purpose: FromPath[str], data: JSONBody[KeyRotation]
+) -> PlatformKey:
+    """Have a new key take the place of the one that seals; the new one is the answer."""
+    platform, who = request.service.platform, request.who
+    return await rotation.rotate(platform, who, purpose, is_at_once=data.at_once)
+
+
 @get("/v1/quota", operation_id="readQuota", tags=["accounts"])
 async def read_quota(request: Call) -> OrganisationUse:
     """Say what the caller's organisation may have, and has."""
@@ -112,4 +140,7 @@ async def change_quota(
     return await quotas.change_quota(request.service.platform, request.who, organisation, data)
 
 
-HANDLERS = (read_status, read_metrics, list_audit, verify_audit, read_quota, change_quota)
+HANDLERS = (
+    *(read_status, read_metrics, list_audit, verify_audit, read_quota, change_quota),
+    *(list_keys, rotate_key),
+)

@@ -24,18 +24,17 @@ class Cursors:
     """Seals and opens cursors.
 
     Attributes:
-        key: The server's secret, at least 32 bytes.
+        keys: The platform's own, at least 32 bytes each; the first one seals, all of them open.
     """
 
-    key: bytes
+    keys: tuple[bytes, ...]
 
     def __repr__(self) -> str:
         return "Cursors()"
 
     def seal(self, scope: str, position: str) -> str:
         """A cursor that continues the list ``scope`` (its path and filter) after ``position``."""
-        place = position.encode()
-        return base64.urlsafe_b64encode(self._mac(scope, place) + place).decode().rstrip("=")
+        return _sealed(self.keys[0], scope, position)
 
     def open(self, scope: str, cursor: str) -> str:
         """The position in ``cursor``.
@@ -48,10 +47,12 @@ class Cursors:
             position = base64.b64decode(padded, altchars=b"-_", validate=True)[SEAL_BYTES:].decode()
         except ValueError as error:
             raise CursorInvalid("the cursor has not the form of one") from error
-        if not hmac.compare_digest(cursor, self.seal(scope, position)):
+        if not any(hmac.compare_digest(cursor, _sealed(k, scope, position)) for k in self.keys):
             raise CursorInvalid("the cursor was altered, or belongs to another list or filter")
         return position
 
-    def _mac(self, scope: str, place: bytes) -> bytes:
-        message = scope.encode() + b"\0" + place
-        return hmac.digest(self.key, message, hashlib.sha256)[:SEAL_BYTES]
+
+def _sealed(key: bytes, scope: str, position: str) -> str:
+    place = position.encode()
+    mac = hmac.digest(key, scope.encode() + b"\0" + place, hashlib.sha256)[:SEAL_BYTES]
+    return base64.urlsafe_b64encode(mac + place).decode().rstrip("=")

@@ -20,6 +20,8 @@ from clients.resources import (
     Event,
     Job,
     JobPatch,
+    KeyRotation,
+    KeyState,
     LoginView,
     Model,
     NewCollaboration,
@@ -35,6 +37,7 @@ from clients.resources import (
     PartLink,
     PartLinks,
     PartsWanted,
+    PlatformKey,
     PlatformStatus,
     Program,
     QueuedJob,
@@ -242,6 +245,13 @@ USE: Final = OrganisationUse(
     use=Use(running=1, workers=4, storage_bytes=304_512, open_jobs=2),
     quota=Quota(running=1, open_jobs=1_000),
 )
+SEALING_KEY = PlatformKey(
+    id="cursors.key_01kan7m1v3q9",
+    purpose="cursors",
+    state=KeyState.SEALS,
+    created_at=AT,
+    ends_at=None,
+)
 ENTRY: Final = AuditEntry(
     number=12,
     at=AT,
@@ -302,6 +312,8 @@ BODIES: Final[Mapping[str, Any]] = {
     "StorageCredential": STORAGE,
     "QuotaChange": QuotaChange(running=4, workers=None),
     "OrganisationUse": USE,
+    "KeyRotation": KeyRotation(at_once=True),
+    "PlatformKey": SEALING_KEY,
     "PlatformStatus": PlatformStatus(
         at=AT,
         jobs={"running": 1, "pending": 1, "succeeded": 40},
@@ -393,6 +405,7 @@ PAGES: Final[Mapping[str, Page[Any]]] = {
         TOKEN,
         STORAGE,
         ENTRY,
+        SEALING_KEY,
     )
 }
 FURTHER: Final[Mapping[str, tuple[Any, ...]]] = {"JobSpec": (SPEC, ANALYSIS)}

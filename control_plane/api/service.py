@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from control_plane.api.cursors import Cursors
 from control_plane.api.metrics import Metrics
+from control_plane.keyring import CURSORS
 from control_plane.platform import Platform
 from control_plane.reconciler import Reconciler
 from control_plane.settings import Settings
@@ -18,5 +19,9 @@ class Service:
     settings: Settings
     platform: Platform
     reconciler: Reconciler
-    cursors: Cursors
     metrics: Metrics
+
+    @property
+    def cursors(self) -> Cursors:
+        """With the keys that are good now."""
+        return Cursors(self.platform.keys.values(CURSORS))

@@ -189,12 +189,14 @@ class LeaseRow(SQLModel, table=True):
 
 
 class SecretRow(SQLModel, table=True):
-    """A secret that the replicas share."""
+    """A key that the replicas share: ``control_plane.keyring``."""
 
     __tablename__ = "secret"
 
     name: str = Field(primary_key=True)
     value: bytes
+    created_at: datetime | None = moment(nullable=True)
+    ends_at: datetime | None = moment(nullable=True)
 
 
 class HoldRow(SQLModel, table=True):

@@ -227,7 +227,7 @@ def test_a_backup_is_of_one_moment_however_long_it_takes_to_read(
         before = copies.contents(moment)
         with psycopg.connect(records_url, autocommit=True) as writer:
             writer.execute("INSERT INTO organisation VALUES ('o', 'late', now())")
-            writer.execute("INSERT INTO secret VALUES ('s', 'x')")
+            writer.execute("INSERT INTO secret (name, value) VALUES ('s', 'x')")
 
         assert copies.contents(moment) == before
         with pytest.raises(Exception, match="read-only"):
@@ -246,7 +246,7 @@ def test_text_with_nul_and_numbers_that_are_none_go_over_and_come_back(
     with sqlite3.connect(draft) as rows:
         row = ("o", "a\0b", "2026-11-21 00:00:00.000001")
         rows.execute("INSERT INTO organisation VALUES (?, ?, ?, NULL)", row)
-        rows.execute("INSERT INTO secret VALUES ('s', x'00ff')")
+        rows.execute("INSERT INTO secret (name, value) VALUES ('s', x'00ff')")
         rows.execute("UPDATE audit_head SET number = 0")
     rows.close()
 

@@ -30,6 +30,7 @@ from control_plane.admission import submit_job
 from control_plane.audit import verify_audit
 from control_plane.jobs import watch
 from control_plane.journal import Fact, load, record
+from control_plane.keyring import CURSORS
 from control_plane.migrations import HEAD
 from control_plane.migrations.upgrading import configuration
 from control_plane.platform import Platform, open_platform
@@ -39,7 +40,7 @@ from control_plane.records.database import Database
 from control_plane.records.postgres import open_postgres, parse_url
 from control_plane.records.tables import EVENT, IDEMPOTENCY, JOB, LEASE, ORGANISATION
 from control_plane.refusals import DatabaseUnavailable, NameTaken, QuotaExhausted
-from control_plane.server_secret import CURSORS, server_secret
+from control_plane.rotation import rotate
 from sharing.directory_store import DirectoryStore
 from sharing.object_store import digest_of
 from tests.cluster.faults import Faults
@@ -206,12 +207,26 @@ async def test_replicas_that_start_at_once_found_the_platform_once(
         replica(tmp_path / "b", records_url) as b,
     ):
         tokens = await asyncio.gather(bootstrap(a), bootstrap(b))
-        keys = await asyncio.gather(
-            *(server_secret(platform.database, CURSORS) for platform in (a, b, a, b))
-        )
+        keys = [platform.keys.values(CURSORS) for platform in (a, b)]
 
     assert sorted(token is None for token in tokens) == [False, True]
     assert len(set(keys)) == 1
+
+
+async def test_a_key_that_one_replica_rotated_the_other_knows(
+    records_url: str, tmp_path: Path
+) -> None:
+    async with two(tmp_path, records_url) as (a, b, admin):
+        [first] = b.keys.values(CURSORS)
+
+        await asyncio.gather(*(rotate(p, admin, CURSORS, is_at_once=False) for p in (a, b)))
+        await until(lambda: len(b.keys.values(CURSORS)) == len(a.keys.values(CURSORS)) == 3)
+        assert b.keys.values(CURSORS)[0] == a.keys.values(CURSORS)[0]
+        assert first in b.keys.values(CURSORS)
+        await rotate(a, admin, CURSORS, is_at_once=True)
+
+        await until(lambda: b.keys.values(CURSORS) == a.keys.values(CURSORS))
+        assert len(b.keys.values(CURSORS)) == 1
 
 
 async def test_a_key_is_one_job_however_many_replicas_are_asked(

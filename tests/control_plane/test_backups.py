@@ -19,10 +19,10 @@ from control_plane.backups import MANIFEST, BackupError, Place, back_up, read_ma
 from control_plane.data_folder import FolderInUse, claimed
 from control_plane.holds import HoldLost, ObjectsHeld, held, require_free
 from control_plane.jobs import get_job
+from control_plane.keyring import CURSORS
 from control_plane.objects import keep, release
 from control_plane.platform import Platform, open_platform
 from control_plane.records.tables import HOLD, PROGRAM
-from control_plane.server_secret import CURSORS, server_secret
 from control_plane.settings import Settings
 from sharing.directory_store import DirectoryStore
 from sharing.object_store import ObjectCorrupt, ObjectMissing, StoreFull, digest_of
@@ -265,7 +265,6 @@ async def test_what_was_deleted_is_in_no_later_backup(
 async def test_only_the_owner_can_read_what_secrets_there_are(
     platform: Platform, tmp_path: Path
 ) -> None:
-    await server_secret(platform.database, CURSORS)
     folder = tmp_path / "backup"
 
     await back_up(place_of(platform), folder, NOW)
@@ -274,9 +273,8 @@ async def test_only_the_owner_can_read_what_secrets_there_are(
     assert folder.stat().st_mode & 0o777 == 0o700
     for path in (*folder.glob("database-*"), folder / MANIFEST, tmp_path / "data" / "foedus.db"):
         assert path.stat().st_mode & 0o777 == 0o600, path
-    secret = await server_secret(platform.database, CURSORS)
     async with open_platform(folder=tmp_path / "data", store=platform.store) as other:
-        assert await server_secret(other.database, CURSORS) == secret
+        assert other.keys.values(CURSORS) == platform.keys.values(CURSORS)
 
 
 async def test_no_lease_of_the_moment_holds_up_what_is_restored(

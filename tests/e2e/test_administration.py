@@ -7,6 +7,8 @@ import json
 import shutil
 from pathlib import Path
 
+import httpx
+
 from control_plane.backups import Place, back_up
 from control_plane.platform import utc_now
 from sharing.directory_store import DirectoryStore
@@ -41,6 +43,35 @@ def test_an_administrator_sees_sets_and_verifies(server: RealServer, home: Path)
     assert "home" in told_by(home, "admin", "status")
     assert "512.0 MiB" in told_by(home, "admin", "quota", "show")
     told_by(home, "admin", "quota", "reset", "home")
+
+
+def test_keys_are_rotated_while_a_run_and_a_list_are_under_way(
+    server: RealServer, home: Path
+) -> None:
+    with server.client() as client:
+        for i in range(2):
+            client.submit(small(client, f"before-{i}", 1)).wait(WAIT_S)
+        job = client.submit(small(client, "in-flight", ROUNDS))
+        next(iter(job.rounds(timeout_s=WAIT_S)))
+        headers = {"Authorization": f"Bearer {server.token}"}
+        with httpx.Client(base_url=server.url, headers=headers, trust_env=False) as http:
+            cursor = http.get("/v1/jobs", params={"limit": 1}).json()["next"]
+
+            told_by(home, "admin", "keys", "rotate", "cursors")
+            opened = http.get("/v1/jobs", params={"limit": 1, "cursor": cursor})
+            told_by(home, "admin", "keys", "rotate", "cursors", "--at-once")
+            refused = http.get("/v1/jobs", params={"limit": 1, "cursor": cursor})
+
+        assert (opened.status_code, refused.status_code) == (200, 400)
+        assert len(json.loads(told_by(home, "admin", "keys", "--json"))) == 1
+        assert "seals" in told_by(home, "admin", "keys")
+        ended = job.wait(WAIT_S)
+        assert (ended.attempt, ended.round) == (1, ROUNDS)
+        again = client.submit(small(client, "in-flight", ROUNDS)).wait(WAIT_S)
+        digests = {client.models.get(one.model or "").digest for one in (ended, again)}
+    assert len(digests) == 1
+    assert "key.rotate" in told_by(home, "admin", "audit")
+    assert foedus("admin", "keys", "rotate", "nothing", home=home).returncode != 0
 
 
 def test_a_run_that_was_backed_up_midway_ends_elsewhere_with_the_same_model(

@@ -1,4 +1,4 @@
-"""Holds, under which no object is deleted, and when a closed job's checkpoints were."""
+"""Holds, when a closed job's checkpoints were wiped, and when keys end."""
 
 from __future__ import annotations
 
@@ -19,10 +19,14 @@ def upgrade() -> None:
         sa.Column("until", sa.Double(), nullable=False),
         sa.PrimaryKeyConstraint("id"),
     )
+    for name in ("created_at", "ends_at"):
+        op.add_column("secret", sa.Column(name, sa.DateTime(timezone=True)))
     op.add_column("job", sa.Column("wiped_at", sa.DateTime(timezone=True)))
 
 
 def downgrade() -> None:
     """Take back."""
     op.drop_column("job", "wiped_at")
+    for name in ("created_at", "ends_at"):
+        op.drop_column("secret", name)
     op.drop_table("hold")

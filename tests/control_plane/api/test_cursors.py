@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from control_plane.api.cursors import CursorInvalid, Cursors
 
-CURSORS = Cursors(b"k" * 32)
+CURSORS = Cursors((b"k" * 32,))
 
 
 @given(st.text(max_size=80))
@@ -42,8 +42,18 @@ def test_a_cursor_of_another_list_or_filter_is_refused() -> None:
 
 def test_a_cursor_of_another_server_is_refused() -> None:
     with pytest.raises(CursorInvalid):
-        CURSORS.open("/v1/jobs", Cursors(b"x" * 32).seal("/v1/jobs", "job-0001"))
+        CURSORS.open("/v1/jobs", Cursors((b"x" * 32,)).seal("/v1/jobs", "job-0001"))
 
 
 def test_the_key_does_not_show() -> None:
     assert "kkk" not in repr(CURSORS)
+
+
+def test_what_an_earlier_key_sealed_is_opened_and_the_newest_seals() -> None:
+    old, new = Cursors((b"o" * 32,)), Cursors((b"n" * 32,))
+    both = Cursors((b"n" * 32, b"o" * 32))
+
+    assert both.open("/v1/jobs", old.seal("/v1/jobs", "job-0001")) == "job-0001"
+    assert new.open("/v1/jobs", both.seal("/v1/jobs", "job-0001")) == "job-0001"
+    with pytest.raises(CursorInvalid):
+        old.open("/v1/jobs", both.seal("/v1/jobs", "job-0001"))

@@ -83,6 +83,7 @@ def ours(server: Server) -> Ours:
         "attempt": "1",
         "digest": model.digest,
         "step": "federate",
+        "purpose": "cursors",
     }
     hidden = {
         "model": model.id,
