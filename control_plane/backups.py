@@ -49,7 +49,6 @@ FORMAT: Final = 1
 AT_ONCE: Final = 8
 """Objects that are copied at a time."""
 _DATABASE: Final = "foedus.db"
-_LOGS: Final = "logs"
 _NEEDED: Final = (
     "SELECT digest FROM program UNION SELECT digest FROM dataset UNION SELECT digest FROM model "
     "UNION SELECT digest FROM model_variant"
@@ -70,7 +69,7 @@ class Place:
     """Where all that lasts of a platform is.
 
     Attributes:
-        folder: Its data folder: logs, and records unless they are elsewhere.
+        folder: Its data folder: secrets, and records unless they are elsewhere.
         store: Its objects.
         url: Of PostgreSQL, if the records are there.
     """
@@ -91,7 +90,6 @@ class BackupManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         objects: How many the records name.
         size_bytes: Of these objects together.
         missing: Objects of jobs that were being deleted at that moment.
-        logs: How many files of logs there are.
     """
 
     format: int
@@ -101,7 +99,6 @@ class BackupManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     objects: int
     size_bytes: int
     missing: tuple[Digest, ...]
-    logs: int
 
 
 async def back_up(
@@ -127,7 +124,6 @@ async def back_up(
             if lost := missing & needed:
                 raise BackupError(f"the store lacks objects that the records need: {min(lost)}")
             await hold.renew()
-        logs = await asyncio.to_thread(_copy_logs, place.folder / _LOGS, folder / _LOGS)
         manifest = BackupManifest(
             format=FORMAT,
             made_at=now,
@@ -136,7 +132,6 @@ async def back_up(
             objects=len(sizes),
             size_bytes=sum(sizes.values()),
             missing=tuple(sorted(missing)),
-            logs=logs,
         )
         draft.replace(_database_in(folder, manifest))
         _sync(folder)
@@ -172,7 +167,6 @@ async def restore(
         sizes = await _copy_all(DirectoryStore(folder), place.store, wanted, tell)
         if lost := wanted - sizes.keys():
             raise BackupError(f"the backup lacks {min(lost)}")
-        await asyncio.to_thread(_copy_logs, folder / _LOGS, place.folder / _LOGS)
         if _count(database) != manifest.tables:
             raise BackupError("the tables have not the rows that were backed up")
         with _draft(place.folder) as draft:
@@ -399,13 +393,3 @@ async def _copy(source: ObjectStore, target: ObjectStore, digest: Digest) -> int
             size_bytes += len(chunk)
         return size_bytes
     return (await target.put(source.get(digest), expect=digest)).size_bytes
-
-
-def _copy_logs(source: Path, target: Path) -> int:
-    if not source.is_dir():
-        return 0
-    shutil.copytree(source, target, dirs_exist_ok=True)
-    for folder in target.iterdir():
-        if not (source / folder.name).is_dir():
-            shutil.rmtree(folder)
-    return sum(1 for path in target.rglob("*") if path.is_file())

@@ -5,8 +5,8 @@ them; these stay. What only its going on needed (checkpoints, what lost attempts
 of its steps go when their time is over. Updates of sites are kept by nobody: they are folded in
 memory or in a spill that is encrypted by a key in memory; and folders of attempts go with these.
 
-Each replica sweeps its own logs, and all of them the objects: everything is done in an order in
-which it can be cut short and done again, by anyone, and what was done is on record once.
+Every replica sweeps: everything is done in an order in which it can be cut short and done again, by
+anyone, and what was done is on record once.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 import structlog
-from sqlalchemy import Row, Select, func, select, union_all, update
+from sqlalchemy import Row, Select, delete, func, select, union_all, update
 
 from clients.resources import Retained
 from control_plane import audit
@@ -27,16 +26,25 @@ from control_plane.holds import ObjectsHeld
 from control_plane.journal import load
 from control_plane.objects import release
 from control_plane.platform import Platform
-from control_plane.records.tables import ARTIFACT, EVENT, JOB, JOB_OBJECT, MODEL, ROUND, VARIANT
+from control_plane.records.tables import (
+    ARTIFACT,
+    EVENT,
+    JOB,
+    JOB_OBJECT,
+    LOG_PART,
+    MODEL,
+    ROUND,
+    VARIANT,
+)
 from control_plane.refusals import DatabaseUnavailable, NotFound
 from control_plane.rotation import wipe_ended
-from sharing.directory_store import wipe_file
 from sharing.object_store import Digest, StoreError
 
 INTERVAL_S: Final = 3600.0
-LOGS: Final = "logs"
-AT_ONCE: Final = 200
-"""Jobs that are looked up at a time."""
+_LOGGED: Final = select(JOB.c.id, JOB.c.ended_at).where(
+    JOB.c.settled.is_(True), JOB.c.id.in_(select(LOG_PART.c.job))
+)
+"""Closed jobs that have logs."""
 _log = structlog.get_logger()
 _FIELDS: Final = msgspec.json.Decoder(dict[str, Any])
 
@@ -48,7 +56,7 @@ async def keep_sweeping(platform: Platform) -> None:
             await sweep(platform)
         except ObjectsHeld:
             pass  # a backup is being made
-        except (StoreError, DatabaseUnavailable, OSError) as error:
+        except (StoreError, DatabaseUnavailable) as error:
             _log.warning("retention.failed", error=f"{type(error).__name__}: {error}")
         await asyncio.sleep(INTERVAL_S)
 
@@ -60,15 +68,17 @@ async def sweep(platform: Platform) -> None:
         ObjectsHeld: A backup is being made; what is left is for the next time.
         StoreError: An object may still be there; so is its record.
         DatabaseUnavailable: The database did not answer.
-        OSError: A log cannot be deleted.
     """
     now, rules = platform.now(), platform.rules
     await wipe_ended(platform)
     if rules.retain_checkpoints is not None:
         for row in await _ended(platform, now - rules.retain_checkpoints):
             await _wipe_checkpoints(platform, row.id)
-    for job in await _overdue_logs(platform, now):
-        await _wipe_logs(platform, job)
+    if rules.retain_logs is not None:
+        for row in await platform.database.rows(
+            _LOGGED.where(JOB.c.ended_at <= now - rules.retain_logs)
+        ):
+            await _wipe_logs(platform, row.id)
 
 
 async def read_retention(platform: Platform) -> tuple[Retained, ...]:
@@ -79,14 +89,11 @@ async def read_retention(platform: Platform) -> tuple[Retained, ...]:
     )
     row = await platform.database.one_or_none(unwiped)
     assert row is not None  # noqa: S101 - an aggregate has a row
-    ends = [
-        row.ended_at
-        for row in await _jobs_of(platform, await asyncio.to_thread(_folders, platform.folder))
-        if row.settled
-    ]
+    logged = await platform.database.rows(_LOGGED)
+    first = min((one.ended_at for one in logged), default=None)
     return (
         _retained("checkpoints", rules.retain_checkpoints, row.first, row.jobs),
-        _retained("logs", rules.retain_logs, min(ends, default=None), len(ends)),
+        _retained("logs", rules.retain_logs, first, len(logged)),
     )
 
 
@@ -159,49 +166,7 @@ def _named_by(job: str) -> Select[tuple[str]]:
     return select(parts.c.digest)
 
 
-async def _overdue_logs(platform: Platform, now: datetime) -> Sequence[str]:
-    """Jobs whose logs on this machine are to go, or which were deleted at another replica."""
-    folders = await asyncio.to_thread(_folders, platform.folder)
-    jobs = {row.id: row for row in await _jobs_of(platform, folders)}
-    period = platform.rules.retain_logs
-    return [
-        name
-        for name in folders
-        if name not in jobs
-        or (period is not None and jobs[name].settled and jobs[name].ended_at <= now - period)
-    ]
-
-
-async def _jobs_of(platform: Platform, ids: Sequence[str]) -> list[Row[Any]]:
-    found: list[Row[Any]] = []
-    for start in range(0, len(ids), AT_ONCE):
-        some = ids[start : start + AT_ONCE]
-        query = select(JOB.c.id, JOB.c.settled, JOB.c.ended_at).where(JOB.c.id.in_(some))
-        found += await platform.database.rows(query)
-    return found
-
-
 async def _wipe_logs(platform: Platform, job: str) -> None:
-    """Wipe a job's logs; their empty folder goes last, so a kill repeats it."""
-    folder = platform.folder / LOGS / job
-    await asyncio.to_thread(_wipe_files, folder)
     async with platform.database.writing() as transaction:
-        await audit.note(transaction, platform.now(), None, "logs.wipe", job)
-    await asyncio.to_thread(_remove, folder)
-
-
-def _folders(data: Path) -> Sequence[str]:
-    folder = data / LOGS
-    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-
-
-def _wipe_files(folder: Path) -> None:
-    for path in sorted(folder.rglob("*"), reverse=True):
-        if path.is_dir() and not path.is_symlink():
-            path.rmdir()
-        else:
-            wipe_file(path)
-
-
-def _remove(folder: Path) -> None:
-    folder.rmdir()
+        if await transaction.execute(delete(LOG_PART).where(LOG_PART.c.job == job)):
+            await audit.note(transaction, platform.now(), None, "logs.wipe", job)

@@ -86,7 +86,9 @@ def refusal(error: DBAPIError) -> Exception | None:
 def _prepare(connection: sqlite3.Connection, _: ConnectionPoolEntry) -> None:
     # With no isolation level the driver begins nothing by itself: SQLAlchemy's begin does.
     connection.isolation_level = None
-    for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+    # What is deleted is written over with zeros.
+    pragmas = "journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "secure_delete = ON"
+    for pragma in pragmas:
         connection.execute(f"PRAGMA {pragma}").close()
 
 

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import delete, text, update
 
 from clients.identity import Principal
-from control_plane import audit, leases
+from control_plane import audit, leases, step_logs
 from control_plane.admission import submit_job
 from control_plane.backup_command import run
 from control_plane.backups import MANIFEST, BackupError, Place, back_up, read_manifest, restore
@@ -80,22 +80,23 @@ async def test_what_was_backed_up_beside_a_server_is_restored_whole(
 ) -> None:
     job = await submit_job(platform, admin, job_spec(), None)
     kept = await keep_object(platform, job.id, b"a checkpoint")
-    logs = platform.folder / "logs" / job.id / "1"
-    logs.mkdir(parents=True)
-    (logs / "federate.log").write_text("hello")
+    await step_logs.append(
+        platform, job.id, 1, "federate", offset=0, content=b"hello", limit=1 << 20
+    )
 
     made = await back_up(place_of(platform), tmp_path / "backup", NOW)
     await submit_job(platform, admin, job_spec(name="later"), None)
     restored = await restore(tmp_path / "backup", fresh(tmp_path / "data"))
 
     assert made == restored == read_manifest(tmp_path / "backup")
-    assert (made.objects, made.tables["job"], made.missing, made.logs) == (1, 1, (), 1)
+    assert (made.objects, made.tables["job"], made.missing) == (1, 1, ())
     store = DirectoryStore(tmp_path / "data")
     async with open_platform(folder=tmp_path / "data", store=store) as other:
         assert (await get_job(other, admin, job.id)).value == job
         assert b"".join([chunk async for chunk in store.get(kept)]) == b"a checkpoint"
         assert (await audit.verify_audit(other, admin)).is_whole
-        assert (tmp_path / "data" / "logs" / job.id / "1" / "federate.log").read_text() == "hello"
+        log = step_logs.read(other, job.id, 1, ("federate",))
+        assert b"".join([part async for part in log]) == b"hello"
 
 
 async def test_the_next_backup_copies_what_is_new_and_replaces_the_one_before(
@@ -200,14 +201,14 @@ async def test_a_disk_that_fills_up_at_any_moment_leaves_the_backup_before(
 ) -> None:
     job = await submit_job(platform, admin, job_spec(), None)
     await keep_object(platform, job.id, b"first")
-    logs = platform.folder / "logs" / job.id
     outcomes = []
     with small_disk(tmp_path / "disk") as disk:
         folder = disk / "backup"
         before = await back_up(place_of(platform), folder, NOW)
         await keep_object(platform, job.id, bytes(300_000))
-        logs.mkdir(parents=True)
-        (logs / "federate.log").write_bytes(bytes(300_000))
+        await step_logs.append(
+            platform, job.id, 1, "federate", offset=0, content=bytes(300_000), limit=1 << 20
+        )
         filler = fill(disk)
         for room in (0, 100_000, 400_000, 700_000, 900_000, 1_500_000):
             os.truncate(filler, filler.stat().st_size - room)
@@ -223,7 +224,7 @@ async def test_a_disk_that_fills_up_at_any_moment_leaves_the_backup_before(
 
     assert {"OperationalError", "StoreFull"} < set(outcomes)
     assert outcomes[-1] == "whole", outcomes
-    assert (before.objects, before.logs) == (2, 1)
+    assert before.objects == 2
 
 
 async def test_two_backups_into_one_folder_are_refused(platform: Platform, tmp_path: Path) -> None:
@@ -235,14 +236,14 @@ async def test_records_of_another_version_are_left_alone(
     platform: Platform, tmp_path: Path
 ) -> None:
     async with platform.database.writing() as transaction:
-        await transaction.execute(text("UPDATE alembic_version SET version_num = '0005'"))
+        await transaction.execute(text("UPDATE alembic_version SET version_num = '0006'"))
 
     with pytest.raises(BackupError, match="another version"):
         await back_up(place_of(platform), tmp_path / "backup", NOW)
 
     row = await platform.database.one_or_none(text("SELECT version_num FROM alembic_version"))
     assert row is not None
-    assert row.version_num == "0005"
+    assert row.version_num == "0006"
 
 
 async def test_what_was_deleted_is_in_no_later_backup(
@@ -250,16 +251,13 @@ async def test_what_was_deleted_is_in_no_later_backup(
 ) -> None:
     job = await submit_job(platform, admin, job_spec(), None)
     digest = await keep_object(platform, job.id, b"to be forgotten")
-    (platform.folder / "logs" / job.id).mkdir(parents=True)
     folder = tmp_path / "backup"
     await back_up(place_of(platform), folder, NOW)
     await release(platform, job.id, digest)
-    (platform.folder / "logs" / job.id).rmdir()
 
     await back_up(place_of(platform), folder, NOW)
 
     assert not list((folder / "objects").rglob(digest.removeprefix("sha256:")))
-    assert not (folder / "logs" / job.id).exists()
 
 
 async def test_only_the_owner_can_read_what_secrets_there_are(

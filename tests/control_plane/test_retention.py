@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sqlite3
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -11,11 +13,12 @@ import pytest
 from sqlalchemy import select, update
 
 from clients.identity import Principal
+from control_plane import step_logs
 from control_plane.accounts import bootstrap
 from control_plane.administration import read_status
 from control_plane.audit import list_audit, verify_audit
 from control_plane.holds import ObjectsHeld, held
-from control_plane.jobs import delete_job, list_artifacts, list_rounds
+from control_plane.jobs import list_artifacts, list_rounds
 from control_plane.platform import Platform, open_platform
 from control_plane.records.tables import JOB, JOB_OBJECT, ROUND
 from control_plane.retention import surplus, sweep
@@ -148,7 +151,7 @@ async def test_a_job_that_is_still_being_cleared_away_keeps_all(bench: Bench, cl
     await sweep(bench.platform)
 
     assert await objects_of(bench.platform, job) == before
-    assert (bench.platform.folder / "logs" / job).is_dir()
+    assert await log_of(bench.platform, job) == b"hello\n"
 
 
 async def test_what_a_lost_attempt_left_goes_too(bench: Bench, clock: Clock) -> None:
@@ -168,37 +171,41 @@ async def one(content: bytes) -> AsyncIterator[bytes]:
     yield content
 
 
+async def log_of(platform: Platform, job: str) -> bytes:
+    return b"".join([part async for part in step_logs.read(platform, job, 1, ("federate",))])
+
+
 async def test_logs_go_later_and_say_so_in_the_audit_log(bench: Bench, clock: Clock) -> None:
     job = await submit(bench)
     await bench.until_settled(job)
-    folder = bench.platform.folder / "logs" / job
-    [log] = folder.rglob("*.log")
-    with log.open("rb") as opened:  # as who looks at the disk would
-        clock.now += 2 * WEEK - timedelta(seconds=1)
-        await sweep(bench.platform)
-        assert opened.read() == b"hello\n"
-        clock.now += timedelta(seconds=1)
-        await sweep(bench.platform)
 
-        opened.seek(0)
-        assert opened.read() == bytes(6)
-    assert not folder.exists()
+    clock.now += 2 * WEEK - timedelta(seconds=1)
+    await sweep(bench.platform)
+    assert await log_of(bench.platform, job) == b"hello\n"
+    clock.now += timedelta(seconds=1)
+    await sweep(bench.platform)
+
+    assert await log_of(bench.platform, job) == b""
     assert ("logs.wipe", job, {}) in await audited(bench.platform, bench.who)
 
 
-async def test_logs_of_a_job_that_was_deleted_at_another_replica_go_at_once(
-    bench: Bench,
-) -> None:
+async def test_logs_that_were_wiped_are_not_on_the_disk(bench: Bench, clock: Clock) -> None:
     job = await submit(bench)
     await bench.until_settled(job)
-    elsewhere = bench.platform.folder.with_name("elsewhere")
-    (elsewhere / "logs" / job / "1").mkdir(parents=True)
-    (elsewhere / "logs" / job / "1" / "federate.log").write_text("kept by another replica")
-    await delete_job(bench.platform, bench.who, job)
+    await step_logs.append(
+        bench.platform, job, 1, "federate", offset=6, content=b"a patient's name", limit=1 << 20
+    )
+    path = bench.platform.folder / "foedus.db"
 
-    await sweep(replace(bench.platform, folder=elsewhere))
+    def is_on_disk() -> bool:
+        with contextlib.closing(sqlite3.connect(path)) as other:
+            other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return b"a patient's name" in path.read_bytes()
 
-    assert not (elsewhere / "logs" / job).exists()
+    assert is_on_disk()
+    clock.now += 2 * WEEK
+    await sweep(bench.platform)
+    assert not is_on_disk()
 
 
 async def test_for_ever_is_for_ever(bench: Bench, clock: Clock) -> None:
@@ -210,7 +217,7 @@ async def test_for_ever_is_for_ever(bench: Bench, clock: Clock) -> None:
     await sweep(replace(bench.platform, rules=RULES))
 
     assert await objects_of(bench.platform, job) == before
-    assert (bench.platform.folder / "logs" / job).is_dir()
+    assert await log_of(bench.platform, job) == b"hello\n"
 
 
 async def test_nothing_goes_while_a_backup_is_made(bench: Bench, clock: Clock) -> None:
@@ -263,7 +270,7 @@ async def test_a_kill_at_any_point_leaves_nothing_dangling(bench: Bench, clock: 
 
     assert deaths > 0
     assert await objects_of(bench.platform, job) == named
-    assert not (bench.platform.folder / "logs" / job).exists()
+    assert await log_of(bench.platform, job) == b""
     [row] = await bench.platform.database.rows(select(JOB.c.wiped_at))
     assert row.wiped_at == clock.now
     kinds = [kind for kind, _, _ in await audited(bench.platform, bench.who)]
