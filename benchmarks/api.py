@@ -100,12 +100,13 @@ def _idle_engine(settings: Settings, environ: Mapping[str, str]) -> WorkflowEngi
 
 @dataclass(frozen=True)
 class Server:
-    """A server that was started, and a developer's token."""
+    """A server that was started, and the token of its first administrator."""
 
     host: str
     port: int
     token: str
     folder: Path
+    pid: int
 
     def call(self, method: str, path: str, body: object = None, token: str = "") -> Any:  # noqa: ANN401
         """The JSON that a request answers with."""
@@ -121,11 +122,11 @@ class Server:
 
 
 @contextmanager
-def started() -> Iterator[Server]:
+def started(**settings: str) -> Iterator[Server]:
     """A fresh server in a process of its own."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        environment = {**os.environ, "FOEDUS_DATA": name, "FOEDUS_PORT": "0"}
+        environment = {**os.environ, **settings, "FOEDUS_DATA": name, "FOEDUS_PORT": "0"}
         child = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.api", "--serve"],
             env={**environment, "FOEDUS_FIRST_TOKEN_FILE": str(folder / "token")},
@@ -135,7 +136,7 @@ def started() -> Iterator[Server]:
         try:
             assert child.stdout is not None
             host, _, port = child.stdout.readline().strip().rpartition("/")[2].rpartition(":")
-            yield Server(host, int(port), (folder / "token").read_text(), folder)
+            yield Server(host, int(port), (folder / "token").read_text(), folder, child.pid)
         finally:
             child.send_signal(signal.SIGTERM)
             child.wait(PATIENCE_S)
@@ -271,7 +272,7 @@ def _watch(pipe: Connection, host: str, port: int, request: bytes) -> None:
 def event_delays_ms(server: Server) -> list[float]:
     """Delays of every event at every watcher."""
     job = server.call("POST", "/v1/jobs", {**JOB, "name": "watch-me"})["id"]
-    token = _attempt_token(server, job)
+    token = attempt_token(server, job)
     last = server.call("GET", f"/v1/jobs/{job}/events?limit=200")["items"][-1]["id"]
     request = (
         f"GET /v1/jobs/{job}/events?after={last} HTTP/1.1\r\nHost: {server.host}\r\n"
@@ -288,7 +289,8 @@ def event_delays_ms(server: Server) -> list[float]:
     return [1e3 * (at - sent[number]) for number, at in arrivals]
 
 
-def _attempt_token(server: Server, job: str) -> str:
+def attempt_token(server: Server, job: str) -> str:
+    """The token of the job's first attempt, once it has one."""
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         path = server.folder / TOKENS
@@ -341,7 +343,7 @@ def seconds_to_ready() -> float:
                     if not line:
                         raise RuntimeError("the server did not start")
                 host, _, port = line.strip().rpartition("/")[2].rpartition(":")
-                server = Server(host, int(port), "none", Path(name))
+                server = Server(host, int(port), "none", Path(name), child.pid)
                 while server.call("GET", "/health/ready")["status"] != "ok":
                     time.sleep(0.005)
                 took = time.monotonic() - began
