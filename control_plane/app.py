@@ -177,7 +177,7 @@ def create_app(
             ) as platform,
         ):
             await bootstrap(platform, announce_token)
-            reconciler = Reconciler(platform, engine, url)
+            reconciler = Reconciler(platform, engine, url, app.state["metrics"].passed)
             app.state["service"] = Service(
                 settings=settings,
                 platform=platform,

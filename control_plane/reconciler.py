@@ -113,27 +113,33 @@ class Reconciler:
 
     Attributes:
         last_pass: ``time.monotonic()`` at the end of the last look; 0 before the first.
-        last_pass_s: Seconds that it took.
         troubles: What this replica cannot do just now, by run.
         losses: Attempts that this replica found lost since its start, by cause.
     """
 
-    def __init__(self, platform: Platform, engine: WorkflowEngine, url: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        platform: Platform,
+        engine: WorkflowEngine,
+        url: Callable[[], str],
+        tell_pass: Callable[[float], None] = lambda _: None,
+    ) -> None:
         """Nothing is looked at yet.
 
         Args:
             platform: Whose runs.
             engine: What runs them.
             url: Where steps reach the control plane; asked when an attempt starts.
+            tell_pass: Takes the seconds that each look took.
         """
         self._platform = platform
         self._engine = engine
         self._url = url
+        self._tell_pass = tell_pass
         self._open = leases.open_runs(platform.database)
         self.troubles: dict[str, str] = {}
         self.losses: Counter[str] = Counter()
         self.last_pass = 0.0
-        self.last_pass_s = 0.0
 
     async def run(self) -> None:
         """Look again and again, until cancelled; then let others have what is held."""
@@ -165,7 +171,7 @@ class Reconciler:
                 is_busy = True
             else:
                 self.last_pass = time.monotonic()
-                self.last_pass_s = self.last_pass - started
+                self._tell_pass(self.last_pass - started)
             interval_s = self._platform.rules.interval_s if is_busy else IDLE_S
             await self._platform.bell.wait(interval_s)
 

@@ -94,7 +94,6 @@ async def read_metrics(request: Call) -> Response[bytes]:
         stalled=len(service.reconciler.troubles),
         losses=service.reconciler.losses,
         watchers=service.platform.hub.num_watchers,
-        pass_s=service.reconciler.last_pass_s,
         age_s=_reconciler_age_s(service),
     )
     return Response(service.metrics.exposition(readings), media_type=metrics.MEDIA_TYPE)

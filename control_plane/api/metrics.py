@@ -12,6 +12,22 @@ from workflows.run import Phase
 
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0)
+PASS_BUCKETS_S = (
+    0.0025,
+    0.005,
+    0.01,
+    0.02,
+    0.03,
+    0.05,
+    0.075,
+    0.1,
+    0.15,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    10.0,
+)
 UNMATCHED = "(none)"
 
 
@@ -26,8 +42,7 @@ class Readings:
         stalled: Runs in trouble.
         losses: Attempts lost since the start, by cause.
         watchers: Open event streams.
-        pass_s: Seconds that the reconciler's last pass took.
-        age_s: Seconds since it ended.
+        age_s: Seconds since the reconciler's last pass ended.
     """
 
     open_jobs: Mapping[Phase, int]
@@ -36,7 +51,6 @@ class Readings:
     stalled: int
     losses: Mapping[str, int]
     watchers: int
-    pass_s: float
     age_s: float
 
 
@@ -67,9 +81,10 @@ class Metrics:
         self._watchers = Gauge(
             "foedus_event_stream_watchers", "Event streams that are open.", registry=self.registry
         )
-        self._pass = Gauge(
+        self._pass = Histogram(
             "foedus_reconciler_pass_seconds",
-            "Seconds that the last pass over open jobs took.",
+            "Seconds that a pass over open jobs took.",
+            buckets=PASS_BUCKETS_S,
             registry=self.registry,
         )
         self._age = Gauge(
@@ -118,6 +133,10 @@ class Metrics:
         series[0].inc()
         series[1].observe(seconds)
 
+    def passed(self, seconds: float) -> None:
+        """Count one pass over open jobs."""
+        self._pass.observe(seconds)
+
     def failed(self, problem: str) -> None:
         """Count a request that failed on our side, by the slug of its problem."""
         self._failures.labels(problem).inc()
@@ -132,7 +151,6 @@ class Metrics:
         self._slots.set(now.slots)
         self._stalled.set(now.stalled)
         self._watchers.set(now.watchers)
-        self._pass.set(now.pass_s)
         self._age.set(now.age_s)
         for cause, count in now.losses.items():
             self._lost.labels(cause).inc(count - self._told_lost.get(cause, 0))

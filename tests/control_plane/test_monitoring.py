@@ -26,7 +26,6 @@ def readings(**changes: object) -> Readings:
         "stalled": 1,
         "losses": {"attempt-lost": 2},
         "watchers": 4,
-        "pass_s": 0.01,
         "age_s": 0.2,
     }
     return Readings(**{**parts, **changes})  # type: ignore[arg-type]
@@ -90,6 +89,18 @@ def test_losses_are_counted_on_from_what_was_told() -> None:
     assert samples(text)["foedus_attempts_lost_total"] == 5
     assert samples(text)["foedus_queue_oldest_seconds"] == 12.5
     assert samples(text)["foedus_queued_jobs"] == 3
+
+
+def test_passes_are_counted_by_how_long_they_took() -> None:
+    metrics = Metrics()
+    metrics.passed(0.04)
+    metrics.passed(0.2)
+
+    text = metrics.exposition(readings()).decode()
+
+    assert 'foedus_reconciler_pass_seconds_bucket{le="0.03"} 0.0' in text
+    assert 'foedus_reconciler_pass_seconds_bucket{le="0.1"} 1.0' in text
+    assert "foedus_reconciler_pass_seconds_count 2.0" in text
 
 
 def test_the_public_page_names_nobody() -> None:

@@ -47,7 +47,10 @@ class Bench:
         self.platform = platform
         self.who = who
         self.engine = ScriptedEngine()
-        self.reconciler = Reconciler(platform, self.engine, lambda: "http://127.0.0.1:1")
+        self.passes: list[float] = []
+        self.reconciler = Reconciler(
+            platform, self.engine, lambda: "http://127.0.0.1:1", self.passes.append
+        )
 
     async def look(self) -> None:
         await self.engine.play(self.platform)
@@ -439,7 +442,8 @@ async def test_the_loop_runs_jobs_by_itself_and_beats(bench: Bench) -> None:
     await asyncio.wait((loop,))
 
     assert bench.reconciler.last_pass > 0
-    assert bench.reconciler.last_pass_s < 5
+    assert len(bench.passes) > 1
+    assert all(0 < seconds < 5 for seconds in bench.passes)
 
 
 async def test_who_cancels_while_results_are_verified_is_heard(bench: Bench) -> None:
