@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-import msgspec
+from dataclasses import replace
+
 import pytest
 
 from clients.identity import Principal
@@ -85,8 +86,8 @@ async def test_an_object_counts_once_for_storage(platform: Platform, admin: Prin
 async def test_the_platforms_settings_hold_where_an_organisation_has_nothing_of_its_own(
     platform: Platform, admin: Principal
 ) -> None:
-    rules = msgspec.structs.replace(Quota(), running=5, open_jobs=7)
-    object.__setattr__(platform.rules, "quota", rules)
+    rules = replace(platform.rules, quota=Quota(running=5, open_jobs=7))
+    platform = replace(platform, rules=rules)
     await set_quota(platform, admin, running=2)
 
     assert (await quotas.own_use(platform, admin)).quota == Quota(running=2, open_jobs=7)
