@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
@@ -172,6 +173,7 @@ def _shares(
     }
 
 
+@lru_cache(maxsize=4096)  # the whole line is asked for at each look
 def _asked(text: str) -> tuple[int, int]:
     """Workers and priority that a stored job asks for."""
     try:

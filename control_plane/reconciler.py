@@ -1,8 +1,13 @@
 """Moving runs on: look, decide, act, and look again.
 
-Nothing is remembered here between two looks. What is done to a run is on record before or after an
-act that can be repeated, so the process may be killed at any line, and the next one goes on from
-what it finds. Replicas share the work by ``leases``. Only the reconciler speaks to the engine.
+Nothing is remembered here between two looks but which runs are being moved on just now. What is
+done to a run is on record before or after an act that can be repeated, so the process may be killed
+at any line, and the next one goes on from what it finds. Replicas share the work by ``leases``.
+Only the reconciler speaks to the engine.
+
+A look costs a few queries, however many runs are open: each run is moved on from what these found,
+and a change is written only if the run is still what was found. A run whose act takes long (the
+engine, a large object) goes on by itself, and holds no other up.
 """
 
 from __future__ import annotations
@@ -18,7 +23,7 @@ from typing import Any, Final
 
 import msgspec
 import structlog
-from sqlalchemy import Row, bindparam, delete, insert, select, update
+from sqlalchemy import Row, bindparam, delete, exists, func, insert, select, update
 
 from control_plane import leases
 from control_plane.decisions import Action, Sighting, Standing, decide, sight
@@ -68,6 +73,8 @@ from workflows.run import Desired, Phase
 
 IDLE_S: Final = 1.0
 """Between looks while nothing is open, so that a heartbeat is seen."""
+PATIENCE_S: Final = 0.05
+"""Longest that a look of the loop waits for what it began; the rest goes on beside later looks."""
 MAX_ACTS: Final = 8
 CHECKPOINTS_KEPT: Final = 2
 
@@ -85,6 +92,31 @@ _HEARD: Final = (
     )
     .limit(1)
 )
+_ATTEMPTS: Final = (
+    select(ATTEMPT)
+    .join(JOB, (JOB.c.id == ATTEMPT.c.job) & (JOB.c.attempt == ATTEMPT.c.number))
+    .where(JOB.c.settled.is_(False))
+)
+_CROWDED: Final = (
+    select(ROUND.c.job)
+    .join(JOB, JOB.c.id == ROUND.c.job)
+    .where(JOB.c.settled.is_(False), ROUND.c.checkpoint.is_not(None))
+    .group_by(ROUND.c.job)
+    .having(func.count() > CHECKPOINTS_KEPT)
+)
+_PLACE: Final = (
+    update(JOB)
+    .where(
+        JOB.c.id == bindparam("run"),
+        JOB.c.version == bindparam("seen"),
+        exists().where(
+            LEASE.c.job == bindparam("run"),
+            LEASE.c.holder == bindparam("replica"),
+            LEASE.c.fence == bindparam("held"),
+        ),
+    )
+    .values(waits_for=bindparam("place"), version=JOB.c.version + 1, updated_at=bindparam("now"))
+)
 _CHECKPOINTS: Final = (
     select(ROUND.c.number, ROUND.c.checkpoint)
     .where(ROUND.c.job == bindparam("job"), ROUND.c.checkpoint.is_not(None))
@@ -98,14 +130,43 @@ class _Changed(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class _View:
-    """What one look at a run showed."""
+class _Found:
+    """What is on record of a run.
+
+    Attributes:
+        attempt: The newest; None if there is none.
+        is_crowded: Whether it has checkpoints that later ones have replaced.
+    """
 
     job: Row[Any]
     fence: int
     attempt: Row[Any] | None
+    is_crowded: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """What one look at a run showed."""
+
+    found: _Found
     observation: Observation | None
     sighting: Sighting
+
+    @property
+    def job(self) -> Row[Any]:
+        return self.found.job
+
+    @property
+    def fence(self) -> int:
+        return self.found.fence
+
+    @property
+    def attempt(self) -> Row[Any] | None:
+        return self.found.attempt
+
+    @property
+    def is_crowded(self) -> bool:
+        return self.found.is_crowded
 
 
 class Reconciler:
@@ -137,6 +198,7 @@ class Reconciler:
         self._url = url
         self._tell_pass = tell_pass
         self._open = leases.open_runs(platform.database)
+        self._moving: dict[str, asyncio.Task[None]] = {}
         self.troubles: dict[str, str] = {}
         self.losses: Counter[str] = Counter()
         self.last_pass = 0.0
@@ -148,6 +210,10 @@ class Reconciler:
                 tasks.create_task(self._keep_leases())
                 tasks.create_task(self._look_on())
         finally:
+            if moving := list(self._moving.values()):
+                for task in moving:
+                    task.cancel()
+                await asyncio.wait(moving)
             with suppress(DatabaseUnavailable):
                 await leases.give_up(self._platform.database, self._platform.replica)
 
@@ -165,7 +231,7 @@ class Reconciler:
         while True:
             started = time.monotonic()
             try:
-                is_busy = await self.look()
+                is_busy = await self.look(PATIENCE_S)
             except DatabaseUnavailable as error:
                 _log.error("reconciler.failed", error=str(error))
                 is_busy = True
@@ -175,21 +241,42 @@ class Reconciler:
             interval_s = self._platform.rules.interval_s if is_busy else IDLE_S
             await self._platform.bell.wait(interval_s)
 
-    async def look(self) -> bool:
-        """Move every run that is ours on as far as it goes now; False if none is open at all."""
-        rows = await self._platform.database.rows(self._open)
+    async def look(self, patience_s: float | None = None) -> bool:
+        """Move every run that is ours on as far as it goes now; False if none is open at all.
+
+        A run that an earlier look moves on still is passed over.
+
+        Args:
+            patience_s: After which runs that take longer are left to go on; None waits for all.
+        """
+        database, moving = self._platform.database, set(self._moving)
+        rows = await database.rows(self._open)
         fences = await self._hold(rows)
         self.troubles = {job: said for job, said in self.troubles.items() if job in fences}
         waiting = {
             place.job: place for place in await line_of(self._platform, rows) if not place.starts
         }
-        async with asyncio.TaskGroup() as tasks:
-            for row in rows:
-                place = waiting.get(row.id)
-                if row.id in fences and (place is None or row.waits_for != place.waits_for):
-                    work = self._move_on(row.id, fences[row.id], place)
-                    tasks.create_task(self._guarded(row.id, work))
+        attempts = {(row.job, row.number): row for row in await database.rows(_ATTEMPTS)}
+        crowded = {row.job for row in await database.rows(_CROWDED)}
+        ours = [row for row in rows if row.id in fences and row.id not in moving]
+        for row in ours:
+            if row.id not in waiting:
+                attempt = attempts.get((row.id, row.attempt))
+                found = _Found(row, fences[row.id], attempt, is_crowded=row.id in crowded)
+                self._begin_moving(found)
+        begun = [task for job, task in self._moving.items() if job not in moving]
+        await self._tell_places([row for row in ours if row.id in waiting], fences, waiting)
+        if begun:
+            done, _ = await asyncio.wait(begun, timeout=patience_s)
+            for task in done:
+                task.result()
         return bool(rows)
+
+    def _begin_moving(self, found: _Found) -> None:
+        job = found.job.id
+        task = asyncio.create_task(self._guarded(job, self._move_on(found)), name=f"move {job}")
+        self._moving[job] = task
+        task.add_done_callback(lambda _: self._moving.pop(job))
 
     async def _hold(self, rows: Sequence[Row[Any]]) -> dict[str, int]:
         """Take some of the runs that nobody holds; the fences of all that are ours, by job."""
@@ -224,17 +311,15 @@ class Reconciler:
             log = _log.exception if is_bug else _log.warning
             log("run.stalled", run=job, error=trouble)
 
-    async def _move_on(self, job: str, fence: int, place: Place | None) -> None:
-        """Move one run on; ``place`` is the one it has if it waits for a slot."""
+    async def _move_on(self, found: _Found) -> None:
+        """Move one run on, from what was found of it."""
+        view = await self._observed(found)
         for _ in range(MAX_ACTS):
-            view = await self._view(job, fence)
-            action = decide(self._standing(view, has_slot=place is None))
-            if action is Action.WAIT and place is not None:
-                await self._tell_place(view, place)
-            else:
-                await self._act(action, view)
+            action = decide(self._standing(view))
+            await self._act(action, view)
             if action in (Action.WAIT, Action.STOP, Action.SETTLE):
                 return
+            view = await self._view(view.job.id, view.fence)
         self._platform.bell.ring()
 
     async def _view(self, job_id: str, fence: int) -> _View:
@@ -242,23 +327,30 @@ class Reconciler:
         job = await database.one_or_none(_JOB, {"job": job_id})
         if job is None:
             raise NotFound("no such job")
-        if job.attempt == 0:
-            return _View(job, fence, None, None, Sighting.NONE)
-        name = {"job": job.id, "number": job.attempt}
-        attempt = await database.one_or_none(_ATTEMPT, name)
-        if attempt is None or attempt.ended_at is not None:
-            return _View(job, fence, attempt, None, Sighting.OVER)
-        observation = await self._engine.observe(job.id, job.attempt)
-        was_heard = observation is None and bool(await database.rows(_HEARD, name))
-        return _View(job, fence, attempt, observation, sight(observation, was_heard=was_heard))
+        attempt = None
+        if job.attempt:
+            attempt = await database.one_or_none(_ATTEMPT, {"job": job.id, "number": job.attempt})
+        return await self._observed(_Found(job, fence, attempt, is_crowded=False))
 
-    def _standing(self, view: _View, *, has_slot: bool) -> Standing:
+    async def _observed(self, found: _Found) -> _View:
+        """What was found on record, with what the engine says of it."""
+        job, attempt = found.job, found.attempt
+        if job.attempt == 0:
+            return _View(found, None, Sighting.NONE)
+        if attempt is None or attempt.ended_at is not None:
+            return _View(found, None, Sighting.OVER)
+        observation = await self._engine.observe(job.id, job.attempt)
+        name = {"job": job.id, "number": job.attempt}
+        was_heard = observation is None and bool(await self._platform.database.rows(_HEARD, name))
+        return _View(found, observation, sight(observation, was_heard=was_heard))
+
+    def _standing(self, view: _View) -> Standing:
         rules = self._platform.rules
         return Standing(
             phase=Phase(view.job.phase),
             desired=Desired(view.job.desired),
             sighting=view.sighting,
-            has_slot=has_slot,
+            has_slot=True,  # who has none is not moved on
             is_due=_is_due(view, rules, self._platform.now()),
             has_attempts=view.job.fruitless < rules.max_attempts,
         )
@@ -266,7 +358,8 @@ class Reconciler:
     async def _act(self, action: Action, view: _View) -> None:
         match action:
             case Action.WAIT:
-                await self._give_up_checkpoints(view.job.id)
+                if view.is_crowded:
+                    await self._give_up_checkpoints(view.job.id)
             case Action.ADMIT:
                 await self._admit(view)
             case Action.BEGIN:
@@ -514,10 +607,29 @@ class Reconciler:
             events = await rows(select(EVENT).where(EVENT.c.job == job.id).order_by(EVENT.c.id))
             self._platform.send_spans(spans_of(job, attempts, events))
 
-    async def _tell_place(self, view: _View, place: Place) -> None:
-        changes = {"waits_for": place.waits_for}
-        async with self._changing(view) as (transaction, row):
-            await record(transaction, self._platform.hub, row, self._platform.now(), changes)
+    async def _tell_places(
+        self, rows: Sequence[Row[Any]], fences: Mapping[str, int], places: Mapping[str, Place]
+    ) -> None:
+        """Put on record what those wait for who wait in line; all at once, for the line is long.
+
+        A run that was changed meanwhile is passed over until the next look.
+        """
+        now = self._platform.now()
+        told = [
+            {
+                "run": row.id,
+                "seen": row.version,
+                "replica": self._platform.replica,
+                "held": fences[row.id],
+                "place": places[row.id].waits_for,
+                "now": now,
+            }
+            for row in rows  # in the order of their ids, as whoever locks several must
+            if row.waits_for != places[row.id].waits_for
+        ]
+        if told:
+            async with self._platform.database.writing() as transaction:
+                await transaction.execute(_PLACE, told)
 
     async def _inputs(self, job: Row[Any], spec: JobSpec) -> tuple[dict[str, Digest], int]:
         """What the next attempt is laid, and the round that it goes on from (0: the start)."""
