@@ -53,7 +53,6 @@ class Standing:
         phase: Where it was last seen.
         desired: What its owner wants.
         sighting: What is known of its newest attempt.
-        has_slot: Whether there is room for one more run.
         is_due: Whether the pause after a lost attempt is over.
         has_attempts: Whether it may have another attempt.
     """
@@ -61,7 +60,6 @@ class Standing:
     phase: Phase
     desired: Desired
     sighting: Sighting
-    has_slot: bool
     is_due: bool
     has_attempts: bool
 
@@ -91,7 +89,7 @@ def sight(observation: Observation | None, *, was_heard: bool) -> Sighting:
 
 
 def decide(standing: Standing) -> Action:
-    """Next action for a run."""
+    """Next action for a run that does not wait in line for a slot."""
     if standing.phase.is_final:
         return Action.SETTLE
     if standing.desired is Desired.CANCELLED:
@@ -99,7 +97,7 @@ def decide(standing: Standing) -> Action:
         return Action.STOP if is_running else Action.CLOSE_CANCELLED
     match standing.sighting:
         case Sighting.NONE if standing.phase is Phase.PENDING:
-            return Action.ADMIT if standing.has_slot else Action.WAIT
+            return Action.ADMIT
         case Sighting.NONE:
             return Action.BEGIN
         case Sighting.OVER if not standing.has_attempts:

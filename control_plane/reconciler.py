@@ -350,7 +350,6 @@ class Reconciler:
             phase=Phase(view.job.phase),
             desired=Desired(view.job.desired),
             sighting=view.sighting,
-            has_slot=True,  # who has none is not moved on
             is_due=_is_due(view, rules, self._platform.now()),
             has_attempts=view.job.fruitless < rules.max_attempts,
         )

@@ -10,68 +10,58 @@ from workflows.engine import Activity, Observation
 from workflows.run import Desired, Phase
 
 # The table, written out: what is known of the newest attempt, then what follows in an open phase
-# if the run is wanted, by (has a slot, is due, has attempts left), and if it is cancelled.
+# if the run is wanted, by (is due, has attempts left), and if it is cancelled.
 #
-#                 slot due left:  yyy         yyn         yny         ynn
-#                                 nyy         nyn         nny         nnn         cancelled
+#        due left: yy          yn          ny          nn          cancelled
 RUNS = """
-pending  none      admit       admit       admit       admit
-                   wait        wait        wait        wait        close-cancelled
-open     none      begin       begin       begin       begin
-                   begin       begin       begin       begin       close-cancelled
-any      over      begin       give-up     wait        give-up
-                   begin       give-up     wait        give-up     close-cancelled
-any      unstarted submit      submit      submit      submit
-                   submit      submit      submit      submit      close-cancelled
-any      running   wait        wait        wait        wait
-                   wait        wait        wait        wait        stop
-any      succeeded finalise    finalise    finalise    finalise
-                   finalise    finalise    finalise    finalise    close-cancelled
-any      failed    fail        fail        fail        fail
-                   fail        fail        fail        fail        close-cancelled
-any      lost      record-loss record-loss record-loss record-loss
-                   record-loss record-loss record-loss record-loss close-cancelled
+pending  none      admit       admit       admit       admit       close-cancelled
+open     none      begin       begin       begin       begin       close-cancelled
+any      over      begin       give-up     wait        give-up     close-cancelled
+any      unstarted submit      submit      submit      submit      close-cancelled
+any      running   wait        wait        wait        wait        stop
+any      succeeded finalise    finalise    finalise    finalise    close-cancelled
+any      failed    fail        fail        fail        fail        close-cancelled
+any      lost      record-loss record-loss record-loss record-loss close-cancelled
 """
-FLAGS = [(slot, due, left) for slot in (True, False) for due in (True, False) for left in (1, 0)]
+FLAGS = [(due, left) for due in (True, False) for left in (1, 0)]
 OPEN = ("pending", "admitted", "provisioning", "recruiting", "running", "finalizing")
 CLOSED = ("succeeded", "failed", "cancelled")
 
 
-def expected_table() -> dict[tuple[str, str, str, bool, bool, bool], str]:
+def expected_table() -> dict[tuple[str, str, str, bool, bool], str]:
     words = RUNS.split()
     table = {}
-    for row in range(0, len(words), 11):
-        where, sighting, *actions, cancelled = words[row : row + 11]
+    for row in range(0, len(words), 7):
+        where, sighting, *actions, cancelled = words[row : row + 7]
         phases = {"pending": OPEN[:1], "open": OPEN[1:], "any": OPEN}[where]
         for phase, (flags, action) in product(phases, zip(FLAGS, actions, strict=True)):
-            slot, due, left = flags
-            table[phase, "run", sighting, slot, due, bool(left)] = action
-            table[phase, "cancelled", sighting, slot, due, bool(left)] = cancelled
+            due, left = flags
+            table[phase, "run", sighting, due, bool(left)] = action
+            table[phase, "cancelled", sighting, due, bool(left)] = cancelled
     sightings = ("none", "over", "unstarted", "running", "succeeded", "failed", "lost")
     for phase, desired, sighting, flags in product(CLOSED, ("run", "cancelled"), sightings, FLAGS):
-        slot, due, left = flags
-        table[phase, desired, sighting, slot, due, bool(left)] = "settle"
+        due, left = flags
+        table[phase, desired, sighting, due, bool(left)] = "settle"
     return table
 
 
 def test_the_decision_is_as_written_for_every_combination() -> None:
     decided = {
-        (phase, desired, sighting, slot, due, left): decide(
+        (phase, desired, sighting, due, left): decide(
             Standing(
                 phase=phase,
                 desired=desired,
                 sighting=sighting,
-                has_slot=slot,
                 is_due=due,
                 has_attempts=left,
             )
         )
-        for phase, desired, sighting, slot, due, left in product(
-            Phase, Desired, Sighting, (True, False), (True, False), (True, False)
+        for phase, desired, sighting, due, left in product(
+            Phase, Desired, Sighting, (True, False), (True, False)
         )
     }
 
-    assert len(decided) == 9 * 2 * 7 * 8
+    assert len(decided) == 9 * 2 * 7 * 4
     assert {tuple(map(str_or_bool, k)): str(v) for k, v in decided.items()} == expected_table()
 
 
