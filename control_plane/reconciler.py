@@ -73,7 +73,7 @@ from workflows.run import Desired, Phase
 
 IDLE_S: Final = 1.0
 """Between looks while nothing is open, so that a heartbeat is seen."""
-PATIENCE_S: Final = 0.05
+PATIENCE_S: Final = 0.02
 """Longest that a look of the loop waits for what it began; the rest goes on beside later looks."""
 MAX_ACTS: Final = 8
 CHECKPOINTS_KEPT: Final = 2
