@@ -6,12 +6,11 @@ They are the same that the tests of ``tests/cluster`` use, started in the same w
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
-from tests.cluster import conftest
-
-services = conftest.services
+from sharing.s3_bucket import Address
+from tests.cluster import conftest, minio_server
+from tests.cluster.kubernetes import Kubernetes, build_image, started
 
 
 def folder() -> Path:
@@ -25,18 +24,20 @@ def folder() -> Path:
 def postgres() -> str:
     """URL of a PostgreSQL in which databases may be made."""
     folder()
-    return services("postgres")["LAB_POSTGRES_URL"]
+    return conftest.services("postgres")["LAB_POSTGRES_URL"]
 
 
-def minio() -> Mapping[str, str]:
-    """Settings that put objects into the lab's MinIO, but for the bucket."""
+def s3() -> Address:
+    """The lab's MinIO, as its administrator."""
     folder()
-    found = services("minio")
-    return {
-        "FOEDUS_STORE": "s3",
-        "FOEDUS_S3_ENDPOINT": found["LAB_S3_ENDPOINT"],
-        "FOEDUS_S3_SECURE": "false",
-        "FOEDUS_S3_REGION": found["LAB_S3_REGION"],
-        "FOEDUS_S3_ACCESS_KEY": found["LAB_S3_ACCESS_KEY"],
-        "FOEDUS_S3_SECRET_KEY": found["LAB_S3_SECRET_KEY"],
-    }
+    return minio_server.address_in(conftest.services("minio"))
+
+
+def kubernetes() -> Kubernetes:
+    """The lab's cluster with Argo."""
+    return started(folder())
+
+
+def image() -> str:
+    """This checkout and its environment, in the cluster."""
+    return build_image(folder())

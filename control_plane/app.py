@@ -311,7 +311,7 @@ def _rules(settings: Settings) -> Rules:
         probe_timeout_s=settings.probe_s,
         max_streams=settings.max_streams,
         max_user_streams=settings.max_user_streams,
-        retention=None if retained is None else timedelta(days=retained),
+        lock_proofs=None if retained is None else timedelta(days=retained),
         quota=Quota(
             running=settings.quota_running,
             workers=settings.quota_workers,

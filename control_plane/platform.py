@@ -54,7 +54,7 @@ class Rules:
         max_streams: Event streams that are open at a time.
         max_user_streams: Of them, those of one user.
         quota: What an organisation may have that has no quota of its own.
-        retention: How long the store keeps what proves a run; None leaves it to the records.
+        lock_proofs: How long the store keeps what proves a run; None leaves it to the records.
         retain_checkpoints: After a job's end, then they are wiped; None for ever.
         retain_logs: Likewise.
     """
@@ -72,7 +72,7 @@ class Rules:
     max_streams: int = 2000
     max_user_streams: int = 200
     quota: Quota = NO_QUOTA
-    retention: timedelta | None = None
+    lock_proofs: timedelta | None = None
     retain_checkpoints: timedelta | None = None
     retain_logs: timedelta | None = None
 

@@ -495,9 +495,9 @@ class Reconciler:
             await self._record_loss(view, cause)
             return
         now = self._platform.now()
-        if self._platform.rules.retention is not None:
+        if self._platform.rules.lock_proofs is not None:
             proofs = proofs_of(view.observation.manifests, results)
-            await retain(self._platform.store, proofs, now + self._platform.rules.retention)
+            await retain(self._platform.store, proofs, now + self._platform.rules.lock_proofs)
         async with self._changing(view) as (transaction, row):
             await self._end_attempt(transaction, row, now, None)
             await transaction.execute(

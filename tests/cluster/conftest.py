@@ -14,7 +14,7 @@ import pytest
 from sharing.s3_bucket import Address
 from tests.cluster import minio_server
 from tests.cluster.faults import Faults
-from tests.cluster.kubernetes import Kubernetes, Namespace, build_image
+from tests.cluster.kubernetes import Kubernetes, Namespace, build_image, started
 from tests.cluster.own_postgres import OwnPostgres
 from tests.control_plane.databases import new_database
 
@@ -52,14 +52,7 @@ def services(*names: str) -> Mapping[str, str]:
 @pytest.fixture(scope="session")
 def s3() -> Address:
     """The lab's MinIO, as its administrator."""
-    found = services("minio")
-    return Address(
-        endpoint=found["LAB_S3_ENDPOINT"],
-        secure=False,
-        region=found["LAB_S3_REGION"],
-        access_key=found["LAB_S3_ACCESS_KEY"],
-        secret_key=found["LAB_S3_SECRET_KEY"],
-    )
+    return minio_server.address_in(services("minio"))
 
 
 @pytest.fixture
@@ -111,10 +104,7 @@ def lab() -> Path:
 @pytest.fixture(scope="session")
 def kubernetes(lab: Path) -> Kubernetes:
     """The lab's cluster with Argo."""
-    done = subprocess.run([lab / "up"], capture_output=True, text=True, timeout=300, check=True)
-    line = next(line for line in done.stdout.splitlines() if line.startswith("export KUBECONFIG="))
-    home = Path(os.environ.get("LAB_HOME", Path.home() / ".cache" / "lab"))
-    return Kubernetes(Path(line.partition("=")[2]), home / "bin")
+    return started(lab)
 
 
 @pytest.fixture(scope="session")

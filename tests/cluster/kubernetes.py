@@ -25,6 +25,14 @@ TEST_CODE = (
 )
 
 
+def started(lab: Path) -> Kubernetes:
+    """The lab's cluster with Argo."""
+    done = subprocess.run([lab / "up"], capture_output=True, text=True, timeout=300, check=True)
+    line = next(line for line in done.stdout.splitlines() if line.startswith("export KUBECONFIG="))
+    home = Path(os.environ.get("LAB_HOME", Path.home() / ".cache" / "lab"))
+    return Kubernetes(Path(line.partition("=")[2]), home / "bin")
+
+
 @dataclass(frozen=True)
 class Kubernetes:
     kubeconfig: Path

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import httpx
@@ -15,6 +16,17 @@ from minio import Minio
 from minio.error import S3Error
 
 from sharing.s3_bucket import Address
+
+
+def address_in(found: Mapping[str, str]) -> Address:
+    """The lab's MinIO as its administrator, from what the lab says of it."""
+    return Address(
+        endpoint=found["LAB_S3_ENDPOINT"],
+        secure=False,
+        region=found["LAB_S3_REGION"],
+        access_key=found["LAB_S3_ACCESS_KEY"],
+        secret_key=found["LAB_S3_SECRET_KEY"],
+    )
 
 
 def client(address: Address) -> Minio:
