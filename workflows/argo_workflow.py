@@ -4,12 +4,9 @@ Nothing that a user wrote stands where Argo looks for templates: plan and creden
 content of a Secret, and the workflow holds ids, digests, numbers and names of ours. Each step is
 one pod, and beside it as many as the job has shards; it never grows with rounds or clients.
 
-Shards are plain tasks, not daemons: Argo (4.0) does not start a daemon's pod anew that is deleted.
-That one of them fails for good is for the server step to judge, so it fails no run. They find
-that step by the name of a Service, and have a Secret of their own, with no token in it.
-
-Source: Argo Workflows' field reference (v4.0) and Hera 7.1, whose models are exactly those;
-Kubernetes' Pod Security Standards, level "restricted".
+Shards are tasks of their own that end with their server. That one of them fails for good is for the
+server step to judge, so it fails no run. They find that step by the name of a Service, and have a
+Secret of their own, with no token in it.
 """
 
 from __future__ import annotations
@@ -187,11 +184,11 @@ def workflow_of(plan: Plan, placement: Placement) -> dict[str, Any]:
         node_selector=dict(placement.node_selector) or None,
         synchronization=_share(plan, placement),
         volumes=_volumes(plan, placement),
-        # A failed step fails the run at once: nothing that follows could use it.
     ) as workflow:
         with DAG(
             name="run",
-            fail_fast=True,
+            # One that fails fast starts no lost shard anew, and takes it for a failure of the run.
+            fail_fast=spread_of(plan) is None,
             outputs=[_shown(step) for step in plan.steps if step.name == "federate"],
         ):
             for step in plan.steps:
