@@ -12,6 +12,7 @@ Secret of their own, with no token in it.
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -42,6 +43,15 @@ _RUN: Final = "/run/foedus/attempt"
 _HANDOVER: Final = "/run/foedus/handover"
 _SECRET: Final = "/run/foedus/secret"  # noqa: S105 - a path
 _MARGIN_S: Final = 900
+_NO_MORE: Final = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+_ARGOS_OWN: Final = json.dumps(
+    {
+        "initContainers": [{"name": "init", "securityContext": _NO_MORE}],
+        "containers": [{"name": "wait", "securityContext": _NO_MORE}],
+    }
+)
+"""Argo leaves the containers that it adds to a pod as they are, and a namespace that admits nothing
+but restricted pods (Kubernetes, "Pod Security Standards") would not admit them."""
 _EASY: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
 _NOT_IN_LABELS: Final = re.compile(r"[^A-Za-z0-9_.-]")
 _NOT_IN_TITLES: Final = re.compile(r"[^\w .,:;()/+-]")
@@ -180,6 +190,7 @@ def workflow_of(plan: Plan, placement: Placement) -> dict[str, Any]:
             fs_group=_USER,
             seccomp_profile=m.SeccompProfile(type="RuntimeDefault"),
         ),
+        pod_spec_patch=_ARGOS_OWN,
         priority=PRIORITIES[plan.spec.resources.priority],
         node_selector=dict(placement.node_selector) or None,
         synchronization=_share(plan, placement),

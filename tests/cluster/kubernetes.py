@@ -17,6 +17,7 @@ from tests.e2e.real_server import until
 ROOT = Path(__file__).parent.parent.parent
 HOST = "10.244.0.1"
 """This machine, as pods of the lab see it."""
+ENFORCED = "pod-security.kubernetes.io/enforce"
 CODE = ("workflows", "strategies", "privacy", "sharing", "translation", "requirements.lock")
 TEST_CODE = (
     "tests/__init__.py",
@@ -60,6 +61,7 @@ class Kubernetes:
     def make_namespace(self) -> Namespace:
         name = f"foedus-{secrets.token_hex(4)}"
         self.run("kubectl", "create", "namespace", name)
+        self.run("kubectl", "label", "namespace", name, f"{ENFORCED}=restricted")
         manifest = (ROOT / "deploy/argo/namespace.yaml").read_text()
         ours = manifest.replace("namespace: foedus", f"namespace: {name}")
         self.run("kubectl", "apply", "-f", "-", stdin=ours)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -104,7 +105,7 @@ def test_no_step_s_container_has_secret_account_or_right() -> None:
     steps = [template for template in spec["templates"] if "container" in template]
 
     assert spec["automountServiceAccountToken"] is False
-    assert not {"hostNetwork", "hostPID", "podSpecPatch"} & set(spec)
+    assert not {"hostNetwork", "hostPID"} & set(spec)
     assert len(steps) == 3
     for template in steps:
         mounts = {mount["name"] for mount in template["container"]["volumeMounts"]}
@@ -117,6 +118,15 @@ def test_no_step_s_container_has_secret_account_or_right() -> None:
         assert template["container"]["resources"].keys() == {"requests", "limits"}
         assert template["activeDeadlineSeconds"] > 0
         assert template["retryStrategy"]["expression"] == "lastRetry.exitCode == '75'"
+
+
+def test_argo_s_own_containers_lose_rights_and_nothing_else_is_patched() -> None:
+    patch = json.loads(workflow_of(*PLANS["digits"])["spec"]["podSpecPatch"])
+    rights = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    assert patch == {
+        "initContainers": [{"name": "init", "securityContext": rights}],
+        "containers": [{"name": "wait", "securityContext": rights}],
+    }
 
 
 def test_shards_hold_their_end_of_the_link_and_nothing_else() -> None:
