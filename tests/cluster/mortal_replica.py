@@ -1,4 +1,4 @@
-"""Run as a module: a control plane over the shared engine, which may die at one step.
+"""A control plane over the shared engine, in a process of its own, which may die at one step.
 
 Its points are those of ``test_reconciler_faults``: before and after each call that changes
 something behind a port. Here the process is killed for good, by a signal that nothing can handle,
@@ -23,7 +23,6 @@ import control_plane
 from control_plane import app
 from control_plane.__main__ import main
 from control_plane.platform import Platform, open_platform
-from control_plane.settings import Settings
 from sharing.object_store import ObjectStore
 from tests.cluster.shared_engine import shared_engine
 from tests.control_plane.test_reconciler_faults import (
@@ -32,7 +31,6 @@ from tests.control_plane.test_reconciler_faults import (
     MortalEngine,
     MortalStore,
 )
-from workflows.engine import WorkflowEngine
 
 DIE_AT = "FOEDUS_TEST_DIE_AT"
 PASSED = "FOEDUS_TEST_PASSED"
@@ -44,7 +42,7 @@ IN_BETWEEN = "_changing"
 
 
 class NamedPoints(FailPoints):
-    """Points with names as ``_admit 1``: the first that work of this name passes."""
+    """Points with names as ``reconciler._admit 1``: the first that work of this name passes."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         super().__init__(0)
@@ -73,25 +71,24 @@ def _work(frame: FrameType | None) -> str | None:
             if code.co_name == BY_THE_CLOCK:
                 return None
             if code.co_name != IN_BETWEEN:
-                return code.co_name
+                return f"{Path(code.co_filename).stem}.{code.co_name}"
         frame = frame.f_back
     return None
 
 
-POINTS = NamedPoints(os.environ)
+def serve(environ: Mapping[str, str], log: Path) -> None:
+    """Be a replica with these settings until it is killed; all that it says goes to ``log``."""
+    os.environ.update(environ)
+    with log.open("w") as file:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(file.fileno(), stream.fileno())
+    points = NamedPoints(environ)
 
+    @asynccontextmanager
+    async def mortal_platform(*, store: ObjectStore, **options: Any) -> AsyncIterator[Platform]:
+        async with open_platform(store=MortalStore(store, points), **options) as platform:
+            database: Any = MortalDatabase(platform.database, points)
+            yield replace(platform, database=database)
 
-@asynccontextmanager
-async def mortal_platform(*, store: ObjectStore, **options: Any) -> AsyncIterator[Platform]:
-    async with open_platform(store=MortalStore(store, POINTS), **options) as platform:
-        database: Any = MortalDatabase(platform.database, POINTS)
-        yield replace(platform, database=database)
-
-
-def mortal_engine(settings: Settings, environ: Mapping[str, str]) -> WorkflowEngine:
-    return MortalEngine(shared_engine(settings, environ), POINTS)
-
-
-if __name__ == "__main__":
     app.open_platform = mortal_platform  # type: ignore[assignment]
-    sys.exit(main(mortal_engine))
+    sys.exit(main(lambda settings, environ: MortalEngine(shared_engine(settings, environ), points)))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
-import subprocess
-import sys
+import re
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,16 @@ from control_plane.data_folder import write_private
 from control_plane.platform import Platform
 from control_plane.records.tables import ARTIFACT, EVENT, LEASE, MODEL, ROUND
 from control_plane.records.tables import JOB as JOB_TABLE
+from tests.cluster.mortal_replica import serve
 from tests.cluster.shared_engine import FOLDER, Submitted
 from tests.control_plane.scripted_engine import Wrapper
 from workflows.engine import Activity, Credentials, Observation
 
-ROOT = Path(__file__).parent.parent.parent
+PROCESSES = multiprocessing.get_context("forkserver")
+"""Has read the program already, which takes some seconds, when a replica is started."""
+PROCESSES.set_forkserver_preload(["tests.cluster.mortal_replica"])
+HANDED_OVER = re.compile(r"job-\w+\.\d+")
+LISTENS = re.compile(r"listens at (\S+)\n")
 MAX_RUNNING = 20
 LEASE_S = 3
 JOB = {
@@ -76,29 +83,31 @@ class Replica:
             FOLDER: str(folder / "engine"),
             **more,
         }
-        self.log = (folder / f"{name}.log").open("w")
-        self.child = subprocess.Popen(
-            [sys.executable, "-m", "tests.cluster.mortal_replica"],
-            cwd=ROOT,
-            env={**os.environ, **settings},
-            stdout=subprocess.PIPE,
-            stderr=self.log,
-            text=True,
-        )
+        self._log = folder / f"{name}.log"
+        self._process = PROCESSES.Process(target=serve, args=(settings, self._log), daemon=True)
+        self._process.start()
 
     def ready(self) -> str:
         """Where it listens."""
-        assert self.child.stdout is not None
-        for line in self.child.stdout:
-            if "listens at" in line:
-                return line.split()[-1]
-        raise AssertionError(Path(self.log.name).read_text())
+        while self.exit_code is None:
+            told = self._log.read_text() if self._log.exists() else ""
+            if found := LISTENS.search(told):
+                return found[1]
+            time.sleep(0.01)
+        raise AssertionError(self._log.read_text())
+
+    @property
+    def exit_code(self) -> int | None:
+        """The signal that killed it, negative; None while it runs or hangs."""
+        return self._process.exitcode
+
+    def send(self, number: signal.Signals) -> None:
+        assert self._process.pid is not None
+        os.kill(self._process.pid, number)
 
     def end(self) -> None:
-        if self.child.poll() is None:
-            self.child.kill()
-        self.child.communicate()
-        self.log.close()
+        self._process.kill()
+        self._process.join()
 
 
 class Player:
@@ -113,7 +122,7 @@ class Player:
     async def run(self) -> None:
         while True:
             for path in self.folder.iterdir():
-                if path.name not in self.wrappers and path.suffix not in (".end", ".draft"):
+                if path.name not in self.wrappers and HANDED_OVER.fullmatch(path.name):
                     found = msgspec.json.decode(path.read_bytes(), type=Submitted)
                     credentials = Credentials(url=found.url, token=found.token)
                     self.wrappers[path.name] = Wrapper(found.plan, credentials)

@@ -28,7 +28,7 @@ from control_plane.records.tables import ATTEMPT
 from sharing.directory_store import DirectoryStore
 from sharing.s3_bucket import Address
 from tests.cluster.faults import WAIT_S, Faults, Victim
-from tests.cluster.kubernetes import HOST, Kubernetes, Namespace
+from tests.cluster.kubernetes import HOST, Namespace
 from tests.cluster.minio_server import Server
 from tests.cluster.own_postgres import OwnPostgres
 from tests.cluster.replicas import facts_of
@@ -68,7 +68,6 @@ def on_argo(namespace: Namespace, image: str, tmp_path: Path) -> Iterator[RealSe
     settings = namespace.settings(image, tmp_path) | {"FOEDUS_SCRATCH_MB": "64"}
     with running(tmp_path / "argo", **settings) as server:
         yield server
-        namespace.require_nothing_left()
 
 
 @pytest.fixture
@@ -93,6 +92,7 @@ def test_the_link_of_a_pod_is_cut(
         faults, f"A pod is cut off the network for {CUT_S:g} s", expected, within_s=30
     )
     assert closed.attempt == 1
+    namespace.require_nothing_left()
 
 
 def test_the_disk_of_a_pod_is_full(
@@ -105,17 +105,18 @@ def test_the_disk_of_a_pod_is_full(
 
     closed = victim.require_same(faults, "The disk of a pod is full", expected, within_s=120)
     assert closed.attempt == 2
+    namespace.require_nothing_left()
     (lost,) = [event for event in victim.handle.events() if event.kind == "attempt.lost"]
     assert 'EmptyDir volume "attempt" exceeds the limit' in lost.fields["cause"]["detail"]
 
 
 def test_a_kubelet_is_killed_and_started_again(
-    victim: Victim, lab: Path, kubernetes: Kubernetes, expected: str, faults: Faults
+    victim: Victim, lab: Path, namespace: Namespace, expected: str, faults: Faults
 ) -> None:
-    kubernetes.kill("kubelet-0")
+    namespace.kubernetes.kill("kubelet-0")
     time.sleep(KUBELET_AWAY_S)
-    subprocess.run([lab / "up"], check=True, capture_output=True, timeout=120)
     victim.relieve()
+    subprocess.run([lab / "up"], check=True, capture_output=True, timeout=120)
 
     closed = victim.require_same(
         faults,
@@ -124,20 +125,22 @@ def test_a_kubelet_is_killed_and_started_again(
         within_s=60,
     )
     assert closed.attempt == 1
+    namespace.require_nothing_left()
 
 
 def test_argos_controller_is_away_for_a_minute(
-    victim: Victim, lab: Path, kubernetes: Kubernetes, expected: str, faults: Faults
+    victim: Victim, lab: Path, namespace: Namespace, expected: str, faults: Faults
 ) -> None:
-    kubernetes.kill("workflow-controller")
+    namespace.kubernetes.kill("workflow-controller")
     time.sleep(CONTROLLER_AWAY_S)
-    subprocess.run([lab / "up"], check=True, capture_output=True, timeout=120)
     victim.relieve()
+    subprocess.run([lab / "up"], check=True, capture_output=True, timeout=120)
 
     closed = victim.require_same(
         faults, f"Argo's controller is away for {CONTROLLER_AWAY_S:g} s", expected, within_s=60
     )
     assert closed.attempt == 1
+    namespace.require_nothing_left()
 
 
 def test_the_replica_that_began_a_run_on_argo_is_killed(
@@ -220,7 +223,7 @@ def test_minio_is_away_while_a_model_is_published(
 
 
 def test_a_plan_near_the_limit_of_one_object_runs_and_one_beyond_it_is_refused(
-    on_argo: RealServer, faults: Faults, tmp_path: Path
+    on_argo: RealServer, namespace: Namespace, faults: Faults, tmp_path: Path
 ) -> None:
     program = tmp_path / "program"
     program.mkdir()
@@ -240,6 +243,7 @@ def test_a_plan_near_the_limit_of_one_object_runs_and_one_beyond_it_is_refused(
         with pytest.raises(JobFailed) as refused:
             foedus.submit(noted("beyond", MAX_PLAN_BYTES)).wait(WAIT_S)
 
+    namespace.require_nothing_left()
     cause = refused.value.job.cause
     assert cause is not None
     assert cause.code == CauseCode.ENGINE_REFUSED

@@ -65,7 +65,7 @@ async def test_two_replicas_share_the_work_and_one_takes_on_what_the_other_leave
             assert not playing.done(), playing.exception()
             await asyncio.sleep(0.05)
         # Who is killed: the one of whom runs are under way.
-        replicas[0].child.send_signal(signal.SIGKILL)
+        replicas[0].send(signal.SIGKILL)
         killed = time.monotonic()
         left = await _count(platform, select(LEASE.c.holder).where(LEASE.c.holder != ""))
         taken_s = await _until_one_holder(platform, killed)
