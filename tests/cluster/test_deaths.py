@@ -83,18 +83,23 @@ class Stage:
             passed.unlink(missing_ok=True)
             job, began = await self.submit(first_url), time.monotonic()
             wants_end = cancels
-            while first.exit_code is None and not (not die_at and await self.is_settled(job)):
+            while first.exit_code is None:
                 assert time.monotonic() < began + 60, f"{die_at} was not passed"
+                if await self.is_settled(job):  # what follows that on record, follows at once
+                    await asyncio.sleep(1)
+                    break
                 if wants_end and job and _is_held(await self.row(job)):
                     wants_end = not await self._cancel(first_url, job)
                 await asyncio.sleep(0.01)
             died, holder = time.monotonic(), await self.holder(job)
+            is_dead = first.exit_code is not None
             self.other.send(signal.SIGCONT)
             job = job or await self.submit(self.other_url)
             while await self.holder(job) == holder is not None:
                 assert time.monotonic() < died + 60, f"{die_at}: nobody takes it on"
                 await asyncio.sleep(0.01)
-            if die_at:
+            if is_dead:
+                assert first.exit_code == -signal.SIGKILL
                 self.recovered_s.append(time.monotonic() - died)
             while not await self.is_settled(job):
                 assert not self.playing.done(), self.playing.exception()
@@ -182,6 +187,7 @@ async def test_wherever_a_replica_dies_the_other_ends_the_run_as_if_nothing_were
     stage: Stage, faults: Faults
 ) -> None:
     told: set[str] = set()
+    works: set[str] = set()
     lost = 0
     for cancels in (False, True):
         job, steps = await stage.tell(cancels=cancels)
@@ -190,7 +196,11 @@ async def test_wherever_a_replica_dies_the_other_ends_the_run_as_if_nothing_were
             if step in told:
                 continue
             told.add(step)
+            deaths = len(stage.recovered_s)
             job, _ = await stage.tell(cancels=cancels, die_at=step)
+            if len(stage.recovered_s) == deaths:
+                continue  # checkpoints are given up earlier or later, a step more or less
+            works.add(step.split()[0].partition(".")[2])
             if cancels:  # it may have got a little further than another
                 assert (await stage.row(job)).phase == "cancelled", step
                 continue
@@ -198,17 +208,16 @@ async def test_wherever_a_replica_dies_the_other_ends_the_run_as_if_nothing_were
             lost += len(undisturbed - found)
             assert found == undisturbed, step
 
-    works = {step.split()[0].partition(".")[2] for step in told}
     assert works >= {
         *("_submit", "take", "_admit", "_begin", "_record_loss", "_compose_transcripts"),
         *("_finalise", "_settle", "_act", "_close"),
     }
     faults.record(
-        f"kill -9 of a replica at each of {len(told)} steps of the reconciler",
-        "the same on record as undisturbed",
+        f"kill -9 of a replica at each of {len(stage.recovered_s)} steps of the reconciler",
+        "the same on record as undisturbed, or cancelled as asked",
         max(stage.recovered_s),
         within_s=LEASE_S + 5,
-        runs=len(told),
+        runs=len(stage.recovered_s),
         lost=lost,
     )
 
