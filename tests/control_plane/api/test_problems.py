@@ -43,6 +43,7 @@ ELSEWHERE = (
     "workflows.courier.",
     "workflows.steps.publish.NotOnRecord",
     "workflows.wrapper.Over",
+    "workflows.shard.",
     "strategies.forest.",
     "translation.",
     # Raised and understood by the reconciler.
