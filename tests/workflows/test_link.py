@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 import threading
@@ -70,9 +71,10 @@ def test_a_frame_that_is_too_large_is_not_read(
     meeting = Meeting(ends[0], sockets[0], max_bytes=10)
 
     with shard_tls(ends[1]).wrap_socket(sockets[1]) as connection:
-        send_frame(connection, 7, (bytes(11),))
+        with contextlib.suppress(OSError):  # the other end may have gone by then
+            send_frame(connection, 7, (bytes(11),))
 
-    assert isinstance(meeting.end(), FrameTooLarge)
+        assert isinstance(meeting.end(), FrameTooLarge)
 
 
 def without_a_certificate(link: Link) -> ssl.SSLContext:
@@ -98,11 +100,8 @@ def test_who_is_not_of_the_attempt_says_nothing_to_its_server(
 ) -> None:
     meeting = Meeting(ends[0], sockets[0])
 
-    try:
-        with who(ends[1]).wrap_socket(sockets[1]) as connection:
-            send_frame(connection, 7)
-    except OSError:
-        pass
+    with contextlib.suppress(OSError), who(ends[1]).wrap_socket(sockets[1]) as connection:
+        send_frame(connection, 7)
 
     assert isinstance(meeting.end(), ssl.SSLError)
 
