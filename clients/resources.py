@@ -71,6 +71,18 @@ class CauseView(Resource, frozen=True):
     evidence: str = ""
 
 
+class Workflow(Resource, frozen=True):
+    """The Argo workflow that an attempt is.
+
+    Attributes:
+        url: Of its page in Argo's user interface; None if the platform knows of none.
+    """
+
+    namespace: str
+    name: str
+    url: str | None
+
+
 class Job(Resource, frozen=True):
     """A job and the run it is.
 
@@ -79,6 +91,7 @@ class Job(Resource, frozen=True):
         round: Rounds on record.
         metrics: Of the last evaluation.
         model: Id of the published model, once there is one.
+        workflow: Of the attempt under way; None where none is, or the engine makes none.
     """
 
     id: str
@@ -101,6 +114,7 @@ class Job(Resource, frozen=True):
     updated_at: datetime
     ended_at: datetime | None
     spec: JobSpec
+    workflow: Workflow | None = None
 
 
 class DryRun(Resource, frozen=True):

@@ -51,7 +51,7 @@ from control_plane.refusals import DatabaseUnavailable
 from control_plane.settings import Settings
 from control_plane.stores import open_store
 from control_plane.tracing import Span, parent_header, trace_id, traceparent
-from workflows.engine import WorkflowEngine
+from workflows.engine import Inspectable, WorkflowEngine
 from workflows.kubernetes import in_cluster, read_kubeconfig
 from workflows.local_engine import LocalEngine
 
@@ -174,6 +174,7 @@ def create_app(
                 database_url=settings.records_url,
                 identity=_identity(settings),
                 send_spans=send_spans,
+                locate=engine.locate if isinstance(engine, Inspectable) else None,
             ) as platform,
         ):
             await bootstrap(platform, announce_token)
@@ -250,6 +251,7 @@ def _argo_engine(settings: Settings, environ: Mapping[str, str]) -> WorkflowEngi
             node_selector=settings.node_selector,
             runs_per_organisation=settings.runs_per_organisation,
             link=f"{(settings.endpoint_url or '').rstrip('/')}/v1/jobs/JOB",
+            pages=(settings.argo_url or "").rstrip("/"),
         ),
     )
 

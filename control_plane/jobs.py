@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
 
+from msgspec.structs import replace
 from sqlalchemy import Row, bindparam, delete, func, select
 
 from clients.identity import Principal
-from clients.resources import Artifact, Event, Job, Round
+from clients.resources import Artifact, Event, Job, Round, Workflow
 from control_plane import audit, step_logs
 from control_plane.authorisation import Action, may, relation_of
 from control_plane.event_hub import CLOSED, Told, encode
@@ -72,7 +73,7 @@ async def get_job(platform: Platform, who: Principal, job: str) -> Versioned[Job
         NotFound: There is none that the caller may know of.
     """
     row, sight = await _see(platform, who, job)
-    return Versioned(redact_job(job_of(row), sight), row.version)
+    return Versioned(redact_job(_job(platform, row), sight), row.version)
 
 
 async def list_jobs(
@@ -90,7 +91,17 @@ async def list_jobs(
     if name is not None:
         query = query.where(JOB.c.name == name)
     rows = await platform.database.rows(query, {"organisation": who.organisation})
-    return cut([(row.id, redact_job(job_of(row), sight_on(who, row))) for row in rows], limit)
+    seen = [(row.id, redact_job(_job(platform, row), sight_on(who, row))) for row in rows]
+    return cut(seen, limit)
+
+
+def _job(platform: Platform, row: Row[Any]) -> Job:
+    """A job, unredacted, with the workflow that it is just now."""
+    job = job_of(row)
+    if platform.locate is None or not row.attempt or row.settled:
+        return job
+    at = platform.locate(row.id, row.attempt)
+    return replace(job, workflow=Workflow(namespace=at.namespace, name=at.name, url=at.url))
 
 
 async def change_desired(

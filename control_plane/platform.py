@@ -28,6 +28,7 @@ from control_plane.records.sqlite import open_sqlite
 from control_plane.tracing import Span
 from sharing.object_store import Digest, ObjectStore
 from workflows.capabilities import Capabilities, EngineAbilities
+from workflows.engine import Location
 from workflows.environment import environment_digest
 
 SCRATCH: Final = "scratch"
@@ -92,6 +93,7 @@ class Platform:
         now: The clock, in UTC.
         identity: Who is calling.
         send_spans: Takes the spans of a run that has ended; None if nobody wants them.
+        locate: Where people look at an attempt; None where the engine has no place for that.
         keys: What the platform seals with.
         custody: Guards objects while they come and go.
         bell: Wakes the reconciler.
@@ -114,6 +116,7 @@ class Platform:
     replica: str
     bell: Bell
     send_spans: Callable[[Sequence[Span]], None] | None = None
+    locate: Callable[[str, int], Location] | None = None
     in_flight: set[tuple[str, str]] = field(default_factory=set)
 
 
@@ -146,6 +149,7 @@ async def open_platform(
     database_url: str | None = None,
     identity: MakeIdentity = local_identity,
     send_spans: Callable[[Sequence[Span]], None] | None = None,
+    locate: Callable[[str, int], Location] | None = None,
 ) -> AsyncIterator[Platform]:
     """The platform over what lies in ``folder``, made or brought up to date if need be.
 
@@ -162,6 +166,7 @@ async def open_platform(
         database_url: Of PostgreSQL; None for SQLite in the folder.
         identity: Makes who says who is calling.
         send_spans: Takes the spans of a run that has ended; None if nobody wants them.
+        locate: Where people look at an attempt; None where the engine has no place for that.
 
     Raises:
         DatabaseUnavailable: The records cannot be opened.
@@ -192,6 +197,7 @@ async def open_platform(
                 now=now,
                 identity=provider,
                 send_spans=send_spans,
+                locate=locate,
                 keys=keys,
                 custody=Custody(database),
                 bell=bell,

@@ -192,8 +192,8 @@ class Settings(BaseSettings):
     ``inf`` keeps it until the job is deleted."""
 
     retain_logs_days: float = Field(default=90.0, ge=0)
-    """Days after the end of a job for which the logs of its steps are kept; then they are wiped, at
-    every server for itself. ``inf`` keeps them until the job is deleted."""
+    """Days after the end of a job for which the logs of its steps are kept; then they are wiped.
+    ``inf`` keeps them until the job is deleted."""
 
     reconcile_s: float = Field(default=0.2, gt=0)
     """Seconds between looks at open jobs; longer finds ended and lost attempts later."""
@@ -216,6 +216,9 @@ class Settings(BaseSettings):
 
     namespace: str = Field(default="foedus", pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
     """Namespace of the workflows; ``deploy/argo/namespace.yaml`` says what it must hold."""
+
+    argo_url: str | None = Field(default=None, pattern=r"^https?://[^\s/{}]+(/[^\s{}]*)?$")
+    """Argo's user interface, as browsers reach it, for links from jobs to their workflows."""
 
     node_selector: dict[str, str] = {}
     """Labels, as a JSON object, of the machines that pods may run on; by default any."""

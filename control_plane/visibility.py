@@ -66,6 +66,7 @@ def redact_job(job: Job, sight: Sight) -> Job:
         metrics=job.metrics if sight.metrics else {},
         cause=job.cause and redact_cause(job.cause, sight),
         model=job.model if sight.models else None,
+        workflow=job.workflow if sight.evidence else None,
     )
 
 

@@ -39,6 +39,7 @@ from workflows.capabilities import EngineAbilities
 from workflows.engine import (
     Credentials,
     EngineUnavailable,
+    Location,
     Observation,
     PlanRefused,
     require_job_id,
@@ -118,6 +119,12 @@ class ArgoEngine:
         if self._client is not None:
             await self._client.aclose()
         self._client, self._watch, self._seen = None, None, None
+
+    def locate(self, job: str, attempt: int) -> Location:
+        namespace, name = self._placement.namespace, name_of(job, attempt)
+        pages = self._placement.pages
+        url = f"{pages}/workflows/{namespace}/{name}" if pages else None
+        return Location(namespace=namespace, name=name, url=url)
 
     async def submit(self, plan: Plan, credentials: Credentials) -> None:
         """Lay the Secret out, then create the workflow that takes it, then tie them together."""

@@ -69,6 +69,7 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
         node_selector: Labels that a machine must have.
         runs_per_organisation: Workflows of one organisation that run at a time; None for any.
         link: Where people look at a job, with ``JOB`` for its id; empty for nowhere.
+        pages: Of Argo's own user interface, to look at a workflow; empty for none.
     """
 
     namespace: str
@@ -79,6 +80,7 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
     node_selector: Mapping[str, str] = {}
     runs_per_organisation: int | None = None
     link: str = ""
+    pages: str = ""
 
 
 def name_of(job: str, attempt: int) -> str:

@@ -119,6 +119,29 @@ class WorkflowEngine(Protocol):
         ...
 
 
+class Location(msgspec.Struct, frozen=True, kw_only=True):
+    """Where people find an attempt by its engine's own tools.
+
+    Attributes:
+        namespace: Of the cluster.
+        name: Of the workflow.
+        url: Of its page; None if the engine has none.
+    """
+
+    namespace: str
+    name: str
+    url: str | None
+
+
+@runtime_checkable
+class Inspectable(Protocol):
+    """Port of engines whose attempts people can look at."""
+
+    def locate(self, job: str, attempt: int) -> Location:
+        """Where an attempt is, from when it was started until it is removed."""
+        ...
+
+
 def require_safe(plan: Plan) -> None:
     """Refuse names that lead out of the run directory, and steps before what they build on.
 

@@ -63,6 +63,7 @@ def test_the_same_job_makes_the_same_model(
         handle = foedus.submit(job(foedus, "argo"))
         wait_for_round(handle, 2)
         told = namespace.argo("get", "@latest")
+        at = handle.refresh().workflow
         pods = namespace.get("pods")
         secrets = json.dumps(namespace.get("workflows"))
         closed = handle.wait(WAIT_S)
@@ -71,6 +72,9 @@ def test_the_same_job_makes_the_same_model(
     assert digest_of(server, closed) == expected
     assert closed.attempt == 1
     assert f"{handle.id}-1" in told
+    assert at is not None
+    assert at.name in told
+    assert closed.workflow is None or closed.workflow == at
     assert "federate" in told
     assert "foedus_attempt" not in secrets
     assert server.log.count("token") == 0

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+from sqlalchemy import select
 
 from clients.identity import Principal
-from clients.resources import NewCollaboration, Role, Visibility
+from clients.resources import NewCollaboration, Role, Visibility, Workflow
 from control_plane.admission import submit_job
 from control_plane.collaborations import found_collaboration
 from control_plane.jobs import (
@@ -21,6 +24,7 @@ from control_plane.jobs import (
 from control_plane.models import get_model, get_variant, list_models
 from control_plane.platform import Platform
 from control_plane.reconciler import Reconciler
+from control_plane.records.tables import JOB
 from control_plane.refusals import (
     CancelIsFinal,
     Forbidden,
@@ -31,6 +35,7 @@ from control_plane.refusals import (
 from tests.control_plane.conftest import People, job_spec
 from tests.control_plane.scripted_engine import ScriptedEngine
 from workflows.causes import Cause, CauseCode
+from workflows.engine import Location
 from workflows.run import Desired, Phase
 
 pytestmark = pytest.mark.anyio
@@ -68,6 +73,37 @@ async def test_jobs_are_listed_newest_first_in_slices(platform: Platform, admin:
     assert [job.id for job in named.items] == [jobs[3], jobs[1]]
     assert (await list_jobs(platform, admin, 10, phase=Phase.RUNNING)).items == ()
     assert len((await list_jobs(platform, admin, 5, phase=Phase.PENDING)).items) == 5
+
+
+async def test_a_job_names_its_workflow_while_it_is_one(
+    platform: Platform, admin: Principal
+) -> None:
+    def locate(job: str, attempt: int) -> Location:
+        return Location(namespace="runs", name=f"{job}-{attempt}", url=None)
+
+    async def workflow() -> Workflow | None:
+        return (await get_job(there, admin, job)).value.workflow
+
+    there = replace(platform, locate=locate)
+    job = await submit(there, admin)
+    assert await workflow() is None
+    engine = ScriptedEngine()
+    reconciler = Reconciler(there, engine, lambda: "here")
+    await until_started(there, reconciler, job)
+
+    assert await workflow() == Workflow(namespace="runs", name=f"{job}-1", url=None)
+    assert (await get_job(platform, admin, job)).value.workflow is None
+    await run_to_end(there, admin, job)
+    assert await workflow() is None
+
+
+async def until_started(platform: Platform, reconciler: Reconciler, job: str) -> None:
+    for _ in range(50):
+        await reconciler.look()
+        rows = await platform.database.rows(select(JOB.c.attempt).where(JOB.c.id == job))
+        if rows[0].attempt:
+            return
+    raise AssertionError("it does not start")
 
 
 async def test_to_a_stranger_a_job_is_as_if_it_were_not(platform: Platform, people: People) -> None:
