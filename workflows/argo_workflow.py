@@ -41,6 +41,7 @@ SERVER: Final = "server"
 _USER: Final = 65532
 _RUN: Final = "/run/foedus/attempt"
 _HANDOVER: Final = "/run/foedus/handover"
+_LAID: Final = f"{_HANDOVER}/laid"
 _SECRET: Final = "/run/foedus/secret"  # noqa: S105 - a path
 _MARGIN_S: Final = 900
 _NO_MORE: Final = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
@@ -235,7 +236,7 @@ def workflow_of(plan: Plan, placement: Placement) -> dict[str, Any]:
 
 
 def _template(plan: Plan, step: Step, placement: Placement) -> Container:
-    """One pod: a container that hands the Secret over, then one that runs the step."""
+    """One pod: a container that runs the step, and one that hands it the Secret and ends."""
     before = [(name, what) for name in step.after for what in (MANIFEST, EVENTS_FILE)]
     handed = (CREDENTIALS, PLAN, LINK) if step.shards else (CREDENTIALS, PLAN)
     return Container(
@@ -246,7 +247,7 @@ def _template(plan: Plan, step: Step, placement: Placement) -> Container:
         args=[
             _RUN,
             f"--step={step.name}",
-            f"--handover={_HANDOVER}",
+            f"--handover={_LAID}",
             f"--grace-s={placement.grace_s:g}",
             *(part for name in step.after for part in _earlier(name)),
         ],
@@ -260,7 +261,7 @@ def _template(plan: Plan, step: Step, placement: Placement) -> Container:
         security_context=_restricted(),
         resources=_resources(plan, step),
         volume_mounts=_mounts(),
-        init_containers=[_handover("secret", handed, placement)],
+        sidecars=[_handover("secret", handed, placement)],
         active_deadline_seconds=_deadline_s(step, placement),
         retry_strategy=_retried("lastRetry.exitCode == '75'"),
     )
@@ -278,7 +279,7 @@ def _shard_template(plan: Plan, step: Step, placement: Placement) -> Container:
             f"--server={shards_name(name_of(plan.job, plan.attempt))}:{PORT}",
             "--shard={{inputs.parameters.number}}",
             "--starts={{retries}}",
-            f"--handover={_HANDOVER}",
+            f"--handover={_LAID}",
         ],
         labels={PART: SHARD},
         inputs=[m.Parameter(name="number")],
@@ -286,7 +287,7 @@ def _shard_template(plan: Plan, step: Step, placement: Placement) -> Container:
         security_context=_restricted(),
         resources=_shard_resources(plan),
         volume_mounts=_mounts(),
-        init_containers=[_handover("shards-secret", (LINK,), placement)],
+        sidecars=[_handover("shards-secret", (LINK,), placement)],
         active_deadline_seconds=_deadline_s(step, placement),
         retry_strategy=_retried(f"lastRetry.exitCode != '{UNSERVED}'"),
     )
@@ -301,15 +302,21 @@ def _memory() -> m.VolumeMount:
 
 
 def _handover(volume: str, files: Sequence[str], placement: Placement) -> m.UserContainer:
-    """Copies files of a Secret into memory, from which the container after it takes them out."""
+    """Copies files of a Secret into memory, from which the container beside it takes them out.
+
+    It starts with the others. One before them would cost every pod a second or two, for Kubernetes
+    looks only then whether it has ended. Its memory is that of Argo's program around it.
+    """
+    sources = " ".join(f"{_SECRET}/{file}" for file in files)
+    part = f"{_HANDOVER}/.part"
     return m.UserContainer(
         name="handover",
         image=placement.image,
         image_pull_policy="IfNotPresent",
-        command=["cp"],
-        args=[*(f"{_SECRET}/{file}" for file in files), f"{_HANDOVER}/"],
+        command=["sh", "-c"],
+        args=[f"mkdir {part} && cp {sources} {part}/ && mv {part} {_LAID}"],
         security_context=_restricted(),
-        resources=_sizes(cpu=0.01, memory_mb=16, most_cpu=1, most_memory_mb=64),
+        resources=_sizes(cpu=0.01, memory_mb=32, most_cpu=1, most_memory_mb=256),
         volume_mounts=[
             m.VolumeMount(name=volume, mount_path=_SECRET, read_only=True),
             _memory(),

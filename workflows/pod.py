@@ -1,7 +1,7 @@
 """One step of an attempt in a pod: ``python -m workflows.pod RUN_DIR --step NAME ...``.
 
 It is the wrapper on a machine that holds nothing but this step. Plan and credentials lie in a
-folder of memory, where a container before this one put them, and are taken out of it before any
+folder of memory, where a container beside this one puts them, and are taken out of it before any
 code of a program starts: no secret is mounted where such code runs. What earlier steps made comes
 from the store, by the digests that the engine passes on. What the engine is to know is left in
 small files, one value each.
@@ -32,7 +32,7 @@ from workflows.link import LINK
 from workflows.manifest import Handover
 from workflows.plan import Plan, StepKind
 from workflows.processes import adopt_orphans
-from workflows.run_directory import RunDirectory, take, write_whole
+from workflows.run_directory import RunDirectory, is_laid, take, write_whole
 from workflows.run_folder import DONE, FAILED, TRY_AGAIN
 from workflows.wrapper import ExitRecord, Wrapper
 
@@ -129,6 +129,9 @@ def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     given = parser.parse_args(arguments)
     hide_memory()
     adopt_orphans()
+    if not is_laid(given.handover):
+        print("nothing was handed over", file=sys.stderr)  # noqa: T201
+        return TRY_AGAIN
     credentials = msgspec.json.decode(take(given.handover, CREDENTIALS), type=Credentials)
     plan = msgspec.json.decode(take(given.handover, PLAN), type=Plan)
     is_spread = any(step.name == given.step and step.shards for step in plan.steps)

@@ -5,6 +5,7 @@ The store is the truth; whatever lies here may be wiped once the attempt is over
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -19,6 +20,10 @@ RESERVED_BYTES: Final = 32_768
 """Room that is set aside for the exit record, so that a full disk can still be told of."""
 NO_ROOM: Final = 74
 """Exit code of a step that found the disk full; what it had there may be gone with its process."""
+
+HANDOVER_S: Final = 120.0
+"""Longest wait for what the container beside us hands over; a busy machine starts it late."""
+_LOOK_S: Final = 0.01
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -74,6 +79,16 @@ def write_whole(path: Path, content: bytes) -> None:
     part = path.with_name(f".{path.name}.part")
     part.write_bytes(content)
     part.replace(path)
+
+
+def is_laid(folder: Path, within_s: float = HANDOVER_S) -> bool:
+    """Wait for a folder that is laid beside us, whole from the moment that it has its name."""
+    deadline = time.monotonic() + within_s
+    while not folder.is_dir():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_LOOK_S)
+    return True
 
 
 def take(folder: Path, name: str) -> bytes:

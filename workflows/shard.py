@@ -39,8 +39,8 @@ from workflows.link import GREETING_S, LINK, Link, cut, notice_silence, shard_tl
 from workflows.model_file import ModelRef
 from workflows.plan import RESUMPTION, Plan
 from workflows.pool import Pool
-from workflows.run_directory import RunDirectory, take
-from workflows.run_folder import DONE, StepError, StepFolder
+from workflows.run_directory import RunDirectory, is_laid, take
+from workflows.run_folder import DONE, FAILED, StepError, StepFolder
 from workflows.shard_words import (
     PIECE_BYTES,
     UNSERVED,
@@ -350,6 +350,9 @@ def main(arguments: Sequence[str]) -> int:
     if given.parent is not None:
         die_with(given.parent)
     hide_memory()
+    if given.handover and not is_laid(given.handover):
+        print("nothing was handed over", file=sys.stderr)  # noqa: T201
+        return FAILED
     secret = take(given.handover, LINK) if given.handover else sys.stdin.buffer.read()
     host, _, port = given.server.rpartition(":")
     server = Server(host, int(port), msgspec.json.decode(secret, type=Link))

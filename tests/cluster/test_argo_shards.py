@@ -82,11 +82,12 @@ def test_shards_make_the_same_model_and_hold_no_token(
     of_shards = [pod for pod in pods if pod["metadata"]["labels"].get("foedus.dev/part") == "shard"]
     assert len(of_shards) == 3
     for pod in of_shards:
-        mounts = json.dumps([c.get("volumeMounts") for c in pod["spec"]["containers"]])
-        assert '"name": "secret"' not in mounts
-        mounted = json.dumps([c["volumeMounts"] for c in pod["spec"]["initContainers"]])
-        assert "shards-secret" in mounted
-        assert '"name": "secret"' not in mounted
+        mounts = {
+            container["name"]: {mount["name"] for mount in container["volumeMounts"]}
+            for container in pod["spec"]["containers"]
+        }
+        assert not any("secret" in mounted for mounted in mounts.values())
+        assert [name for name in mounts if "shards-secret" in mounts[name]] == ["handover"]
     require_nothing_left(namespace)
 
 

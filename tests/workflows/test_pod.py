@@ -45,6 +45,10 @@ class Pod:
             text=True,
         )
 
+    def withhold(self) -> Path:
+        """What is handed over, under another name."""
+        return self.handover.rename(self.handover.with_name(".part"))
+
     def end(self) -> tuple[int, str]:
         _, complaint = self.process.communicate(timeout=30)
         return self.process.returncode, complaint
@@ -110,6 +114,16 @@ def test_credentials_are_gone_before_a_step_starts(
     assert not any(
         TOKEN.encode() in path.read_bytes() for path in pod.run.rglob("*") if path.is_file()
     )
+
+
+def test_what_is_handed_over_may_come_late(tmp_path: Path, plane: ControlPlaneDouble) -> None:
+    pod = Pod(tmp_path, plane, plan_of(step_of("federate", "event")), "--step=federate")
+    part = pod.withhold()
+    time.sleep(1)
+    assert pod.process.poll() is None
+    part.rename(pod.handover)
+
+    assert pod.end() == (0, "")
 
 
 @pytest.mark.parametrize("change", [{"attempt": 2}, {"plan_digest": DIGEST[:-1] + "6"}])
