@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Set
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -28,8 +28,11 @@ EVENTS: Final[msgspec.json.Decoder[AnyStepEvent]] = msgspec.json.Decoder(AnyStep
 FIRST_RETRY_S: Final = 0.1
 LAST_RETRY_S: Final = 2.0
 EVENT_POLL_S: Final = 0.02
+EVENT_PACE_S: Final = 0.2
+"""From one delivery to the next at least: events of quick rounds go together."""
 LOG_POLL_S: Final = 0.5
 _BATCH_BYTES: Final = 1 << 18
+_STORED_AT_ONCE: Final = 4
 _TIMEOUT: Final = httpx.Timeout(60.0, connect=5.0)
 _BUSY: Final = frozenset({408, 425, 429})
 
@@ -250,9 +253,8 @@ class EventFeed:
                 await self._deliver(lines)
             elif is_complete:
                 return
-            else:
-                with anyio.move_on_after(EVENT_POLL_S):
-                    await ended.wait()
+            with anyio.move_on_after(EVENT_PACE_S if lines else EVENT_POLL_S):
+                await ended.wait()
 
     def _next_lines(self) -> list[bytes]:
         try:
@@ -266,15 +268,15 @@ class EventFeed:
         return content.split(b"\n")[:-1]
 
     async def _deliver(self, lines: list[bytes]) -> None:
-        number = self._read
+        number, named = self._read, set[Digest]()
         for line in lines:
             number += 1
             event = _decode_event(line)
             if event.number != number:
                 raise BrokenContract(f"event {event.number} where {number} must come")
             if isinstance(event, RoundFinished):
-                await self._store_once(event.checkpoint)
-                await self._store_once(event.transcript)
+                named |= {event.checkpoint, event.transcript}
+        await self._store(named - self._stored)
         try:
             acknowledged = await self._courier.post_events(self._step, lines)
         except _EventGap:
@@ -286,10 +288,18 @@ class EventFeed:
         self._read = number
         self._on_acknowledged(acknowledged)
 
-    async def _store_once(self, digest: Digest) -> None:
-        if digest not in self._stored:
-            await self._courier.store(digest, self._object_path(digest))
-            self._stored.add(digest)
+    async def _store(self, digests: Set[Digest]) -> None:
+        """Store objects, some at a time."""
+        limit = anyio.CapacityLimiter(_STORED_AT_ONCE)
+
+        async def store(digest: Digest) -> None:
+            async with limit:
+                await self._courier.store(digest, self._object_path(digest))
+                self._stored.add(digest)
+
+        async with anyio.create_task_group() as tasks:
+            for digest in digests:
+                tasks.start_soon(store, digest)
 
 
 class LogFeed:
