@@ -155,7 +155,8 @@ def service_of(plan: Plan) -> dict[str, Any]:
     """The name by which shards find the pod of their server.
 
     It is there before any pod is, and is taken away when the server's step is over: a shard whose
-    pod found room only then sees that nobody will come, where no address would tell it.
+    pod found room only then sees that nobody will come, where no address would tell it. It leads to
+    pods that Kubernetes takes for not ready, as it does those of which one container has ended.
     """
     labels = _labels(plan)
     return {
@@ -169,6 +170,7 @@ def service_of(plan: Plan) -> dict[str, Any]:
                 PART: SERVER,
             },
             "ports": [{"name": "shards", "port": PORT}],
+            "publishNotReadyAddresses": True,
         },
     }
 

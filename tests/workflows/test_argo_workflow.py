@@ -152,6 +152,8 @@ def test_shards_hold_their_end_of_the_link_and_nothing_else() -> None:
         *("credentials.json", "job.json", "link.json")
     }
     assert f"--server={service['metadata']['name']}:8471" in shard["container"]["args"]
+    # Of the server's pod the container that hands over ends, and then it is not ready.
+    assert service["spec"]["publishNotReadyAddresses"] is True
     labels = spec["podMetadata"]["labels"] | server["metadata"]["labels"]
     assert service["spec"]["selector"].items() <= labels.items()
     assert (
