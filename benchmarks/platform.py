@@ -57,7 +57,7 @@ from tests.cluster import minio_server
 from tests.cluster.kubernetes import HOST, Namespace
 from tests.control_plane.databases import new_database
 from tests.e2e.real_server import RealServer, running
-from workflows.argo_workflow import Placement, name_of, workflow_of
+from workflows.argo_workflow import MANAGED_BY, Placement, name_of, workflow_of
 from workflows.events import AnyStepEvent, RoundFinished
 from workflows.job import JobSpec
 from workflows.plan import Plan, compile_plan
@@ -301,10 +301,20 @@ class Sightings:
     """Every workflow that the cluster sees in a namespace, by a watch of its own."""
 
     def __init__(self, namespace: Namespace) -> None:
+        # Those of the overhead, which were handed to Argo as they are, are there still.
         columns = "NAME:.metadata.name,UID:.metadata.uid,PHASE:.status.phase"
         command = [str(namespace.kubernetes.programs / "kubectl"), "-n", namespace.name, "get"]
         self._watch = subprocess.Popen(
-            [*command, "workflows", "--watch", "--no-headers", "-o", f"custom-columns={columns}"],
+            [
+                *command,
+                "workflows",
+                "-l",
+                MANAGED_BY,
+                "--watch",
+                "--no-headers",
+                "-o",
+                f"custom-columns={columns}",
+            ],
             env={**os.environ, "KUBECONFIG": str(namespace.kubernetes.kubeconfig)},
             stdout=subprocess.PIPE,
             text=True,
