@@ -289,7 +289,8 @@ def _shard_template(plan: Plan, step: Step, placement: Placement) -> Container:
         security_context=_restricted(),
         resources=_shard_resources(plan),
         volume_mounts=_mounts(),
-        sidecars=[_handover("shards-secret", (LINK,), placement)],
+        # Before it, not beside it: Argo starts a shard that was deleted anew only so.
+        init_containers=[_handover("shards-secret", (LINK,), placement)],
         active_deadline_seconds=_deadline_s(step, placement),
         retry_strategy=_retried(f"lastRetry.exitCode != '{UNSERVED}'"),
     )
@@ -304,10 +305,10 @@ def _memory() -> m.VolumeMount:
 
 
 def _handover(volume: str, files: Sequence[str], placement: Placement) -> m.UserContainer:
-    """Copies files of a Secret into memory, from which the container beside it takes them out.
+    """Copies files of a Secret into memory, from which the step's container takes them out.
 
-    It starts with the others. One before them would cost every pod a second or two, for Kubernetes
-    looks only then whether it has ended. Its memory is that of Argo's program around it.
+    Beside a step it starts with the others. One before them costs a pod a second or two, for
+    Kubernetes looks only then whether it has ended. Its memory is that of Argo's program around it.
     """
     sources = " ".join(f"{_SECRET}/{file}" for file in files)
     part = f"{_HANDOVER}/.part"

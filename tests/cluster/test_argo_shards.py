@@ -84,7 +84,8 @@ def test_shards_make_the_same_model_and_hold_no_token(
     for pod in of_shards:
         mounts = {
             container["name"]: {mount["name"] for mount in container["volumeMounts"]}
-            for container in pod["spec"]["containers"]
+            for part in ("initContainers", "containers")
+            for container in pod["spec"][part]
         }
         assert not any("secret" in mounted for mounted in mounts.values())
         assert [name for name in mounts if "shards-secret" in mounts[name]] == ["handover"]

@@ -25,6 +25,7 @@ from control_plane.retention import surplus, sweep
 from sharing.directory_store import DirectoryStore
 from sharing.object_store import ObjectMissing, digest_of
 from tests.control_plane.conftest import RULES
+from tests.control_plane.databases import sqlite_alone
 from tests.control_plane.scripted_engine import checkpoint, transcript
 from tests.control_plane.test_reconciler import Bench, submit
 from tests.control_plane.test_reconciler_faults import Died, FailPoints, MortalDatabase, MortalStore
@@ -189,6 +190,7 @@ async def test_logs_go_later_and_say_so_in_the_audit_log(bench: Bench, clock: Cl
     assert ("logs.wipe", job, {}) in await audited(bench.platform, bench.who)
 
 
+@sqlite_alone
 async def test_logs_that_were_wiped_are_not_on_the_disk(bench: Bench, clock: Clock) -> None:
     job = await submit(bench)
     await bench.until_settled(job)

@@ -140,7 +140,7 @@ def test_shards_hold_their_end_of_the_link_and_nothing_else() -> None:
     service = service_of(plan)
 
     assert {one["name"] for one in shard["container"]["volumeMounts"]} == {"attempt", "handover"}
-    assert {one["name"] for one in shard["sidecars"][0]["volumeMounts"]} == {
+    assert {one["name"] for one in shard["initContainers"][0]["volumeMounts"]} == {
         *("shards-secret", "handover")
     }
     assert "outputs" not in shard
