@@ -229,34 +229,31 @@ class Ring(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         spare: list[NDArray[np.float64]] = []  # one for each thread; fresh pages are dear
         added: list[tuple[str, slice]] = []
 
-        def entries(x: Array, scratch: NDArray[np.float64]) -> NDArray[np.int64]:
-            q = self.encode_into(x, scratch, factor)
-            return q if weight == 1 else np.multiply(q, weight, out=q)
-
-        def add_tile(x: Array, total: NDArray[np.int64]) -> bool:
+        def add_tile(layer: str, tile: slice, times: int) -> bool:
+            x, total = values[layer][tile], totals[layer][tile]
             if kernels.can_add(x):
-                return kernels.add(x, total, factor, rounder, self.magnitude, weight)
+                return kernels.add(x, total, factor, rounder, self.magnitude, times)
             low, high = float(x.min()), float(x.max())
             if not -self.magnitude <= low <= high <= self.magnitude:  # NaN is not, either
                 return False
             scratch = spare.pop() if spare else np.empty(longest)
-            np.add(total, entries(x, scratch), out=total)
+            q = self.encode_into(x, scratch, factor)
+            np.add(total, q if times == 1 else np.multiply(q, times, out=q), out=total)
             spare.append(scratch)
             return True
 
         def add_span(span: Tile) -> bool:
-            for tile in span.cut(TILE):
-                if not add_tile(values[span.layer][tile], totals[span.layer][tile]):
+            is_whole = kernels.can_add(values[span.layer])
+            for tile in (span.run,) if is_whole else span.cut(TILE):
+                if not add_tile(span.layer, tile, weight):
                     return False
                 added.append((span.layer, tile))
             return True
 
         if all(each(shapes, SPAN, add_span)):
             return
-        scratch = np.empty(longest)
         for layer, tile in added:
-            total = totals[layer][tile]
-            np.subtract(total, entries(values[layer][tile], scratch), out=total)
+            add_tile(layer, tile, -weight)
         changed = OutOfRing(update.site, "its values changed while they were folded")
         raise self._refusal(update, shapes) or changed
 

@@ -62,7 +62,7 @@ def add(
         factor: What values are multiplied by in float64.
         rounder: What brings them to the ring's resolution (``strategies.ring.ROUNDER``).
         magnitude: Largest absolute value that is let pass.
-        weight: How often they count.
+        weight: How often they count; less than 0 takes them out again.
 
     Returns:
         False, and nothing is added, if a value is NaN, infinite or beyond ``magnitude``.

@@ -15,6 +15,7 @@
 #define WIDE
 #endif
 
+#define BLOCK 4096 /* entries that the nearest cache holds while they are checked and added */
 #define COLUMNS 128 /* of each row at a time; strategies/kernels/__init__.py knows it too */
 
 /* 1 if no value is NaN, infinite or beyond the magnitude. */
@@ -36,11 +37,18 @@ WIDE static void add(const float *restrict x, uint64_t *restrict total, int64_t 
     }
 }
 
-/* Adds nothing and gives 0 unless all values are within the magnitude. */
+/* Gives 0 unless all values are within the magnitude; what was added before one that is not is taken
+ * out again, which modulo 2**64 leaves the sums as they were. */
 int foedus_add(const float *x, uint64_t *total, int64_t n, double factor, double rounder,
                double magnitude, uint64_t weight) {
-    if (!within(x, n, magnitude)) return 0;
-    add(x, total, n, factor, rounder, weight);
+    for (int64_t i = 0; i < n; i += BLOCK) {
+        int64_t m = n - i < BLOCK ? n - i : BLOCK;
+        if (!within(x + i, m, magnitude)) {
+            add(x, total, i, factor, rounder, -weight);
+            return 0;
+        }
+        add(x + i, total + i, m, factor, rounder, weight);
+    }
     return 1;
 }
 

@@ -75,6 +75,16 @@ def test_values_within_the_ring_are_added_alike(x: np.ndarray, weight: int, fact
 
 
 @needs_compiler
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -65.0])
+@pytest.mark.parametrize("at", [0, 4095, 4096, 9999])
+def test_what_was_added_before_a_wrong_value_is_taken_out_again(wrong: float, at: int) -> None:
+    x = np.linspace(-64, 64, 10_000, dtype=np.float32)
+    x[at] = wrong
+    before = np.arange(x.size, dtype=np.int64)
+    assert isinstance(sums(x, before, 3, 1.0), str)
+
+
+@needs_compiler
 @given(
     st.sampled_from([np.int32, np.int64]).flatmap(
         lambda dtype: hnp.arrays(dtype, st.tuples(st.integers(1, 40), st.integers(1, 300)))
