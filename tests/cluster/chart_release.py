@@ -17,6 +17,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from tests.clients.cli_process import REPOSITORY, environment, foedus
+from tests.cluster.kubernetes import environment_image
 
 HOME = Path(os.environ.get("LAB_HOME") or Path.home() / ".cache" / "lab")
 CHART = REPOSITORY / "deploy" / "chart"
@@ -87,7 +88,7 @@ def build_image(lab: Path) -> str:
     """The locked environment and, above it, the code of this checkout. (Not the Containerfile.)"""
     venv = (REPOSITORY / ".venv").resolve()
     lock = REPOSITORY / "requirements.lock"
-    environment = f"foedus-environment:{_digest([lock])}"
+    environment = environment_image(venv)
     if not _config(environment):
         _image(lab, environment, venv)
     sources = (path for name in PACKAGES for path in (REPOSITORY / name).rglob("*.*"))

@@ -133,7 +133,7 @@ def _told(*command: str) -> Any:
 def build_image(lab: Path) -> str:
     """An image with the environment and, above it, the code of this checkout; each is kept."""
     venv = (ROOT / ".venv").resolve()
-    base = f"foedus-environment:{_digest([ROOT / 'requirements.lock'])}"
+    base = environment_image(venv)
     if _kept_config(base) is None:
         _image(lab, base, str(venv))
     name = f"foedus-{ROOT.name}:1"
@@ -164,6 +164,12 @@ def _lay_code(sources: Sequence[Path], folder: Path) -> None:
     folder.chmod(0o755)
     options = ("-q", "-j", "0", "--invalidation-mode", "unchecked-hash")
     subprocess.run([sys.executable, "-m", "compileall", *options, folder], check=True, timeout=120)
+
+
+def environment_image(venv: Path) -> str:
+    """Name of the image of an environment, which lies there where it lies here."""
+    content = f"{venv}\0".encode() + (ROOT / "requirements.lock").read_bytes()
+    return f"foedus-environment:{sha256(content).hexdigest()[:12]}"
 
 
 def _digest(paths: list[Path]) -> str:
