@@ -22,6 +22,7 @@ from tests.cluster.own_postgres import OwnPostgres
 from tests.cluster.tcp_proxy import TcpProxy
 from tests.e2e.real_server import running
 
+pytestmark = pytest.mark.timeout(900)  # the image, four servers, an installation, a run
 JOB = """\
 name: whole
 program: {kind: builtin, name: digits-mlp}
