@@ -24,7 +24,7 @@ from workflows.engine import Activity, EngineUnavailable, Observation, PlanRefus
 from workflows.job import Builtin
 from workflows.kubernetes import read_kubeconfig
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(420)]
 
 
 @pytest.fixture

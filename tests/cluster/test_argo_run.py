@@ -19,7 +19,7 @@ from tests.e2e.real_server import RealServer, running
 from workflows.job import JobSpec, Output, Runtime
 from workflows.run import Phase
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 WAIT_S = 150.0
 ROUNDS = 30
 
