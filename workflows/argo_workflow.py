@@ -308,7 +308,8 @@ def _handover(volume: str, files: Sequence[str], placement: Placement) -> m.User
     """Copies files of a Secret into memory, from which the step's container takes them out.
 
     Beside a step it starts with the others. One before them costs a pod a second or two, for
-    Kubernetes looks only then whether it has ended. Its memory is that of Argo's program around it.
+    Kubernetes looks only then whether it has ended. Its memory is that of Argo's program around
+    it. No processor is kept for its moment, so that a step takes what its job reserves.
     """
     sources = " ".join(f"{_SECRET}/{file}" for file in files)
     part = f"{_HANDOVER}/.part"
@@ -319,7 +320,7 @@ def _handover(volume: str, files: Sequence[str], placement: Placement) -> m.User
         command=["sh", "-c"],
         args=[f"mkdir {part} && cp {sources} {part}/ && mv {part} {_LAID}"],
         security_context=_restricted(),
-        resources=_sizes(cpu=0.01, memory_mb=32, most_cpu=1, most_memory_mb=256),
+        resources=_sizes(cpu=0, memory_mb=32, most_cpu=1, most_memory_mb=256),
         volume_mounts=[
             m.VolumeMount(name=volume, mount_path=_SECRET, read_only=True),
             _memory(),
