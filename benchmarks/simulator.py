@@ -2,8 +2,8 @@
 
 Clients that do nothing answer with the same small numbers, which are of the size that is named;
 everything else really happens: seeds, the examples of the site, a commitment by SHA-256 over the
-update, the check of its values, the exact sum, the round's transcript, checkpoint
-and events. What no worker does is to send each update to the server: it sends the sum.
+update, the check of its values, the exact sum, the round's transcript, checkpoint and events. What
+no worker does is to send each update to the server: it sends the sum.
 
 Training is that of the builtin digits-mlp, the same model, examples and local steps for all sides
 (four SGD steps on 20 of 1,797 digits): ours one by one and vectorised; flwr's own simulation, which

@@ -185,16 +185,19 @@ def create_app(
                 reconciler=reconciler,
                 metrics=app.state["metrics"],
             )
-            loop = asyncio.create_task(reconciler.run(), name="reconciler")
-            loop.add_done_callback(_report_end)
-            sweeping = asyncio.create_task(retention.keep_sweeping(platform), name="retention")
+            loops = (
+                asyncio.create_task(reconciler.run(), name="reconciler"),
+                asyncio.create_task(retention.keep_sweeping(platform), name="retention"),
+            )
+            for loop in loops:
+                loop.add_done_callback(_report_end)
             try:
                 yield
             finally:
                 platform.hub.close()
-                loop.cancel()
-                sweeping.cancel()
-                await asyncio.wait((loop, sweeping))
+                for loop in loops:
+                    loop.cancel()
+                await asyncio.wait(loops)
 
     return Application(
         route_handlers=HANDLERS,
@@ -219,9 +222,10 @@ def _working(engine: WorkflowEngine) -> AbstractAsyncContextManager[Any]:
 
 
 def _report_end(loop: asyncio.Task[None]) -> None:
-    """Say so if the reconciler ended by itself; ``/health/ready`` shows it too."""
+    """Say so if a loop ended by itself; of the reconciler, ``/health/ready`` shows it too."""
     if not loop.cancelled():
-        log.critical("reconciler.ended", exc_info=loop.exception())
+        ended = f"{loop.get_name()}.ended"
+        log.critical(ended, exc_info=loop.exception())
 
 
 def chosen_engine(settings: Settings, environ: Mapping[str, str]) -> WorkflowEngine:

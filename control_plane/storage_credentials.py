@@ -20,7 +20,7 @@ from control_plane.accounts import find_organisation
 from control_plane.authorisation import Action, Relation, may
 from control_plane.hosts import may_for_all
 from control_plane.ids import new_id
-from control_plane.pages import Slice, cut
+from control_plane.pages import Slice, cut, newest
 from control_plane.platform import Platform
 from control_plane.records.tables import STORAGE_CREDENTIAL
 from control_plane.refusals import Forbidden, NoBuckets, NotFound
@@ -87,10 +87,7 @@ async def list_storage_credentials(
     """
     organisation = await _managed(platform, who, name)
     query = select(STORAGE_CREDENTIAL).where(STORAGE_CREDENTIAL.c.organisation == organisation)
-    if before is not None:
-        query = query.where(STORAGE_CREDENTIAL.c.id < before)
-    query = query.order_by(STORAGE_CREDENTIAL.c.id.desc()).limit(limit + 1)
-    rows = await platform.database.rows(query)
+    rows = await platform.database.rows(newest(query, STORAGE_CREDENTIAL.c.id, limit, before))
     return cut([(row.id, _credential(row)) for row in rows], limit)
 
 

@@ -289,7 +289,7 @@ def _shard_template(plan: Plan, step: Step, placement: Placement) -> Container:
         security_context=_restricted(),
         resources=_shard_resources(plan),
         volume_mounts=_mounts(),
-        # Before it, not beside it: Argo starts a shard that was deleted anew only so.
+        # Before it: with the container beside them, deleted shards did not come back in the tests.
         init_containers=[_handover("shards-secret", (LINK,), placement)],
         active_deadline_seconds=_deadline_s(step, placement),
         retry_strategy=_retried(f"lastRetry.exitCode != '{UNSERVED}'"),

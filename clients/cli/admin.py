@@ -242,21 +242,17 @@ def rotate_key(
 
 
 def _say_keys(found: tuple[PlatformKey, ...], *, as_json: bool) -> None:
-    if as_json:
-        say_json(found)
-        return
-    say_table(
+    say_each(
+        found,
         ("PURPOSE", "KEY", "STATE", "CREATED", "ENDS"),
-        (
-            (
-                one.purpose,
-                one.id,
-                one.state,
-                "" if one.created_at is None else moment(one.created_at),
-                "" if one.ends_at is None else moment(one.ends_at),
-            )
-            for one in found
+        lambda one: (
+            one.purpose,
+            one.id,
+            one.state,
+            "" if one.created_at is None else moment(one.created_at),
+            "" if one.ends_at is None else moment(one.ends_at),
         ),
+        as_json=as_json,
     )
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from clients.cli.connection import connect
-from clients.cli.output import AsJson, moment, say, say_json, say_table, tell
+from clients.cli.output import AsJson, moment, say, say_each, say_json, tell
 
 app = typer.Typer(no_args_is_help=True, help="Credentials for organisations' own buckets.")
 
@@ -19,15 +19,17 @@ def list_credentials(organisation: Organisation, as_json: AsJson = False) -> Non
     """List an organisation's credentials, newest first; their secrets are not known here."""
     with connect() as foedus:
         found = tuple(foedus.storage.list(organisation))
-    if as_json:
-        say_json(found)
-        return
-    say_table(
+    say_each(
+        found,
         ("ID", "LABEL", "ACCESS KEY", "MADE", "EXPIRES"),
-        (
-            (one.id, one.label, one.access_key, moment(one.created_at), moment(one.expires_at))
-            for one in found
+        lambda one: (
+            one.id,
+            one.label,
+            one.access_key,
+            moment(one.created_at),
+            moment(one.expires_at),
         ),
+        as_json=as_json,
     )
 
 
