@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from clients.identity import Principal
-from clients.resources import CauseView, Event, Job, Role, Round, Visibility
+from clients.resources import CauseView, Event, Job, Role, Round, Visibility, Workflow
 from control_plane.visibility import (
     FULL,
     Sight,
@@ -53,6 +53,7 @@ JOB = Job(
     updated_at=NOW,
     ended_at=None,
     spec=job_spec(),
+    workflow=Workflow(namespace="runs", name=SECRET, url=None),
 )
 
 
