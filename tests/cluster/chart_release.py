@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from tests.clients.cli_process import REPOSITORY, environment, foedus
-from tests.cluster.kubernetes import environment_image
+from tests.cluster.kubernetes import ENFORCED, environment_image
 
 HOME = Path(os.environ.get("LAB_HOME") or Path.home() / ".cache" / "lab")
 CHART = REPOSITORY / "deploy" / "chart"
@@ -122,6 +123,18 @@ def _image(lab: Path, *arguments: str | Path) -> None:
     subprocess.run([lab / "image", *arguments], check=True, capture_output=True, timeout=600)
 
 
+@contextlib.contextmanager
+def fresh_namespace() -> Iterator[str]:
+    """One that admits nothing but restricted pods."""
+    name = f"foedus-chart-{secrets.token_hex(3)}"
+    done("kubectl", "create", "namespace", name)
+    done("kubectl", "label", "namespace", name, f"{ENFORCED}=restricted")
+    try:
+        yield name
+    finally:
+        done("kubectl", "delete", "namespace", name, "--wait=false")
+
+
 @dataclass(frozen=True)
 class Release:
     """Foedus as the chart installs it.
@@ -149,16 +162,21 @@ class Release:
     def get(self, *what: str) -> Any:
         return json.loads(self.kubectl("get", *what, "-o", "json"))
 
+    @property
+    def login(self) -> dict[str, str]:
+        """Who the command line says it is."""
+        token = self.kubectl("exec", "foedus-0", "--", "cat", "/var/lib/foedus/first-token")
+        return {"FOEDUS_TOKEN": token.strip()}
+
     @cached_property
     def environment(self) -> dict[str, str]:
         """Of the command line, towards the Service."""
         spec = self.get("service", "foedus")["spec"]
-        token = self.kubectl("exec", "foedus-0", "--", "cat", "/var/lib/foedus/first-token")
         return {
             "FOEDUS_URL": f"http://{spec['clusterIP']}:{spec['ports'][0]['port']}",
-            "FOEDUS_TOKEN": token.strip(),
             "FOEDUS_ALLOW_PLAIN_HTTP": "true",
             "FOEDUS_PATIENCE_S": "240",
+            **self.login,
         }
 
     def foedus(self, *arguments: str | Path) -> list[Any]:
@@ -185,6 +203,21 @@ class Release:
                 assert process.wait(60) == 0
             finally:
                 process.kill()
+
+    def rolled_out_during(self, job_id: str) -> tuple[list[Any], Any]:
+        """Replace all servers after a job's third round; every event of the job, and its end."""
+        with self.watching(job_id) as told:
+            next(told)  # the job; so is the last line
+            events = [next(told)]
+            while events[-1].get("kind") != "round.finished" or events[-1]["fields"]["round"] < 3:
+                assert "phase" not in events[-1], events
+                events.append(next(told))
+            self.kubectl("rollout", "restart", "statefulset/foedus")
+            self.kubectl("rollout", "status", "statefulset/foedus", "--timeout=180s")
+            *rest, job = told
+        events += rest
+        assert [event["id"] for event in events] == list(range(1, len(events) + 1))
+        return events, job
 
     def digest_of(self, job_id: str) -> str:
         """Of the model that the job made."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import secrets
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +18,7 @@ from tests.cluster.chart_release import (
     Release,
     build_image,
     done,
+    fresh_namespace,
     rendered,
     run,
     template,
@@ -55,32 +54,22 @@ def cluster() -> None:
     subprocess.run([LAB / "up"], check=True, capture_output=True, timeout=300)
 
 
-@contextlib.contextmanager
-def fresh_namespace() -> Iterator[str]:
-    name = f"foedus-chart-{secrets.token_hex(3)}"
-    done("kubectl", "create", "namespace", name)
-    done("kubectl", "label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
-    try:
-        yield name
-    finally:
-        done("kubectl", "delete", "namespace", name, "--wait=false")
-
-
 @pytest.fixture(scope="module")
 def namespace(cluster: None) -> Iterator[str]:
-    """One that admits nothing but restricted pods."""
+    """One in which nothing is."""
     with fresh_namespace() as name:
         yield name
 
 
 @pytest.fixture(scope="module")
-def release(namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Release:
+def release(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
     """An installed one, with SQLite and objects on its volume."""
     build_image(LAB)
-    release = Release(namespace, tmp_path_factory.mktemp("client"))
-    (release.folder / "job.yaml").write_text(JOB)
-    release.install()
-    return release
+    with fresh_namespace() as name:
+        release = Release(name, tmp_path_factory.mktemp("client"))
+        (release.folder / "job.yaml").write_text(JOB)
+        release.install()
+        yield release
 
 
 @pytest.fixture
@@ -366,20 +355,11 @@ def test_a_rollout_with_a_run_in_flight_loses_nothing(release: Release) -> None:
     release.foedus("watch", undisturbed)
 
     rolled = release.foedus("submit", job_file)[0]["id"]
-    with release.watching(rolled) as told:
-        next(told)  # the job; so is the last line
-        events = [next(told)]
-        while events[-1]["kind"] != "round.finished" or events[-1]["fields"]["round"] < 3:
-            events.append(next(told))
-        release.kubectl("rollout", "restart", "statefulset/foedus")
-        release.kubectl("rollout", "status", "statefulset/foedus", "--timeout=180s")
-        *rest, job = told
-    events += rest
+    events, job = release.rolled_out_during(rolled)
 
     finished = [event["fields"]["round"] for event in events if event["kind"] == "round.finished"]
     assert job["phase"] == "succeeded"
     assert job["attempt"] > 1
-    assert [event["id"] for event in events] == list(range(1, len(events) + 1))
     assert sorted(set(finished)) == list(range(1, 61))
     assert release.digest_of(rolled) == release.digest_of(undisturbed)
 

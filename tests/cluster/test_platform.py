@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-import secrets
-import subprocess
-from collections.abc import Callable, Iterator
-from functools import cached_property
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from keycloak import KeycloakAdmin
 
 from clients.keycloak_realm import Realm, realm_document
 from sharing.s3_bucket import Address
 from tests.clients.cli_process import foedus
-from tests.cluster.chart_release import AS_PODS_SEE_IT, Release, build_image, done
+from tests.cluster import minio_server
+from tests.cluster.chart_release import AS_PODS_SEE_IT, Release, build_image, fresh_namespace
 from tests.cluster.conftest import services
+from tests.cluster.kubernetes import Kubernetes
 from tests.cluster.own_postgres import OwnPostgres
 from tests.cluster.tcp_proxy import TcpProxy
 from tests.e2e.real_server import running
@@ -37,48 +37,56 @@ rounds: 30
 class Platform(Release):
     """A release whose callers are Keycloak's."""
 
-    @cached_property
-    def environment(self) -> dict[str, str]:
-        spec = self.get("service", "foedus")["spec"]
+    @property
+    def login(self) -> dict[str, str]:
         return {
-            "FOEDUS_URL": f"http://{spec['clusterIP']}:{spec['ports'][0]['port']}",
             "FOEDUS_CLIENT_ID": "night-run",
             "FOEDUS_CLIENT_SECRET_FILE": str(self.folder / "secret"),
-            "FOEDUS_ALLOW_PLAIN_HTTP": "true",
-            "FOEDUS_PATIENCE_S": "240",
         }
 
 
-def opened(url: str, doors: list[TcpProxy]) -> str:
+@contextmanager
+def opened(url: str) -> Iterator[str]:
     """HOST:PORT at which pods reach a service of this machine."""
-    doors.append(TcpProxy(urlsplit(url).port or 80, AS_PODS_SEE_IT))
-    return f"{AS_PODS_SEE_IT}:{doors[-1].port}"
+    door = TcpProxy(urlsplit(url).port or 80, AS_PODS_SEE_IT)
+    yield f"{AS_PODS_SEE_IT}:{door.port}"
+    door.close()
+
+
+@contextmanager
+def own_postgres() -> Iterator[str]:
+    server = OwnPostgres()
+    server.start()
+    yield server.url
+    server.stop()
+    server.remove()
+
+
+@contextmanager
+def realm_with_a_machine(name: str) -> Iterator[tuple[str, str]]:
+    """A realm of Keycloak's: the server's URL, and the secret of its machine ``night-run``."""
+    found = services("keycloak")
+    url, user = found["LAB_KEYCLOAK_URL"], found["LAB_KEYCLOAK_ADMIN_USER"]
+    password = found["LAB_KEYCLOAK_ADMIN_PASSWORD"]
+    realm = Realm(url, name, user, password, allow_plain_http=False)
+    list(realm.bring_in(realm_document(name)))
+    yield url, realm.add_machine("night-run", "acme", ["operator", "developer"])
+    KeycloakAdmin(server_url=f"{url}/", username=user, password=password).delete_realm(name)
 
 
 @pytest.fixture(scope="module")
 def platform(
-    lab: Path, s3: Address, tmp_path_factory: pytest.TempPathFactory
+    kubernetes: Kubernetes, lab: Path, s3: Address, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Platform]:
-    subprocess.run([lab / "up"], check=True, capture_output=True, timeout=300)
     build_image(lab)
-    name, doors = f"foedus-whole-{secrets.token_hex(3)}", list[TcpProxy]()
-    platform = Platform(name, tmp_path_factory.mktemp("client"))
-    (platform.folder / "job.yaml").write_text(JOB)
-    found = services("keycloak")
-    keycloak = found["LAB_KEYCLOAK_URL"]
-    realm = Realm(
-        *(keycloak, name, found["LAB_KEYCLOAK_ADMIN_USER"], found["LAB_KEYCLOAK_ADMIN_PASSWORD"]),
-        allow_plain_http=False,
-    )
-    list(realm.bring_in(realm_document(name)))
-    machine = realm.add_machine("night-run", "acme", ["operator", "developer"])
-    (platform.folder / "secret").write_text(machine)
-    postgres = OwnPostgres()
-    postgres.start()
-    done("kubectl", "create", "namespace", name)
-    done("kubectl", "label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
-    try:
-        database = f"postgresql://postgres@{opened(postgres.url, doors)}/postgres"
+    with ExitStack() as stack:
+        enter = stack.enter_context
+        name = enter(fresh_namespace())
+        platform = Platform(name, tmp_path_factory.mktemp("client"))
+        (platform.folder / "job.yaml").write_text(JOB)
+        keycloak, secret = enter(realm_with_a_machine(name))
+        (platform.folder / "secret").write_text(secret)
+        database = f"postgresql://postgres@{enter(opened(enter(own_postgres())))}/postgres"
         platform.kubectl(
             *("create", "secret", "generic", "foedus-database", f"--from-literal=url={database}")
         )
@@ -87,36 +95,17 @@ def platform(
             f"--from-literal=access-key={s3.access_key}",
             f"--from-literal=secret-key={s3.secret_key}",
         )
+        stack.callback(minio_server.empty, s3, name)
+        endpoint = enter(opened(f"http://{s3.endpoint}"))
         platform.install(
             *("--set", "replicas=2,engine=argo,store=s3,identity=keycloak"),
-            *("--set", f"s3.endpoint={opened('http://' + s3.endpoint, doors)},s3.secure=false"),
+            *("--set", f"s3.endpoint={endpoint},s3.secure=false"),
             *("--set", f"s3.bucket={name},s3.existingSecret=foedus-s3"),
             *("--set", "database.existingSecret=foedus-database"),
-            *("--set", f"keycloak.serverUrl=http://{opened(keycloak, doors)}"),
+            *("--set", f"keycloak.serverUrl=http://{enter(opened(keycloak))}"),
             *("--set", f"keycloak.realm={name},keycloak.issuer={keycloak}/realms/{name}"),
         )
         yield platform
-    finally:
-        done("kubectl", "delete", "namespace", name, "--wait=false")
-        for door in doors:
-            door.close()
-        postgres.stop()
-        postgres.remove()
-
-
-def rounds_of(platform: Platform, job_id: str, then: Callable[[], object]) -> Any:
-    """The job at its end; in its third round ``then`` is done."""
-    with platform.watching(job_id) as told:
-        next(told)  # the job; so is the last line
-        events = [next(told)]
-        while events[-1].get("kind") != "round.finished" or events[-1]["fields"]["round"] < 3:
-            assert "phase" not in events[-1], events
-            events.append(next(told))
-        then()
-        *rest, job = told
-    events += rest
-    assert [event["id"] for event in events] == list(range(1, len(events) + 1))
-    return job
 
 
 def test_it_makes_the_model_of_one_machine_while_it_is_rolled_out_anew(
@@ -124,11 +113,7 @@ def test_it_makes_the_model_of_one_machine_while_it_is_rolled_out_anew(
 ) -> None:
     job_file = platform.folder / "job.yaml"
 
-    def roll_out() -> None:
-        platform.kubectl("rollout", "restart", "statefulset/foedus")
-        platform.kubectl("rollout", "status", "statefulset/foedus", "--timeout=180s")
-
-    job = rounds_of(platform, platform.foedus("submit", job_file)[0]["id"], roll_out)
+    _, job = platform.rolled_out_during(platform.foedus("submit", job_file)[0]["id"])
 
     assert job["phase"] == "succeeded"
     assert job["attempt"] == 1  # Argo's pods go on without us
