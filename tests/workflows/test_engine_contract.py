@@ -73,7 +73,8 @@ async def test_submitting_twice_is_submitting_once(
 async def test_attempts_do_not_know_of_each_other(
     engine: WorkflowEngine, plane: ControlPlaneDouble
 ) -> None:
-    await submit(engine, plane, plan_of(step_of("federate", "wait"), attempt=1))
+    longer_than_the_others = step_of("federate", "wait", timeout_s=600.0)
+    await submit(engine, plane, plan_of(longer_than_the_others, attempt=1))
     await submit(engine, plane, plan_of(step_of("translate"), attempt=2))
     await submit(engine, plane, plan_of(step_of("publish"), job="job-2"))
 
