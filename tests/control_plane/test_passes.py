@@ -66,27 +66,42 @@ async def waits_for(platform: Platform, who: Principal, job: str) -> str:
     return (await get_job(platform, who, job)).value.waits_for
 
 
+@asynccontextmanager
+async def going_on(reconciler: Reconciler) -> AsyncIterator[None]:
+    """Its loop, ended as a server ends it."""
+    loop = asyncio.create_task(reconciler.run())
+    try:
+        yield
+    finally:
+        loop.cancel()
+        with suppress(asyncio.CancelledError):
+            await loop
+
+
+async def until_succeeded(
+    platform: Platform, who: Principal, job: str, engine: ScriptedEngine
+) -> None:
+    async with asyncio.timeout(30):
+        while (await get_job(platform, who, job)).value.phase != "succeeded":
+            await engine.play(platform)
+            await asyncio.sleep(0.005)
+
+
 async def test_a_run_that_takes_long_holds_up_no_other(
     platform: Platform, admin: Principal
 ) -> None:
     engine = SlowEngine()
-    reconciler = Reconciler(platform, engine, lambda: "here")
     slow, quick = await submit(platform, admin), await submit(platform, admin)
-    await reconciler.look()
+    await Reconciler(platform, engine, lambda: "here").look()
     engine.slow = slow
     engine.asked.clear()
 
-    async with asyncio.timeout(30):
-        while (await get_job(platform, admin, quick)).value.phase != "succeeded":
-            await engine.play(platform)
-            await reconciler.look(0.02)
-    times_asked = engine.asked.count(slow)
-    meanwhile = (await get_job(platform, admin, slow)).value.phase
-    engine.answers.set()
-    async with asyncio.timeout(30):
-        while (await get_job(platform, admin, slow)).value.phase != "succeeded":
-            await engine.play(platform)
-            await reconciler.look(0.02)
+    async with going_on(Reconciler(platform, engine, lambda: "here")):
+        await until_succeeded(platform, admin, quick, engine)
+        times_asked = engine.asked.count(slow)
+        meanwhile = (await get_job(platform, admin, slow)).value.phase
+        engine.answers.set()
+        await until_succeeded(platform, admin, slow, engine)
 
     assert times_asked == 1
     assert meanwhile != "succeeded"
@@ -97,13 +112,10 @@ async def test_nothing_is_moved_on_once_the_loop_has_ended(
 ) -> None:
     engine = SlowEngine()
     engine.slow = await submit(platform, admin)
-    loop = asyncio.create_task(Reconciler(platform, engine, lambda: "here").run())
-    await engine.was_asked.wait()
-    await asyncio.sleep(0.1)  # longer than a look waits
 
-    loop.cancel()
-    with suppress(asyncio.CancelledError):
-        await loop
+    async with going_on(Reconciler(platform, engine, lambda: "here")):
+        await engine.was_asked.wait()
+        await asyncio.sleep(0.1)  # longer than a look waits
     engine.answers.set()
     await asyncio.sleep(0.05)
 
