@@ -104,12 +104,8 @@ def spec_of(document: Mapping[str, object]) -> JobSpec:
 
 def bare_workflow(plan: Plan, namespace: str, image: str, map_name: str) -> dict[str, Any]:
     """The plan's steps as somebody would write them without a platform."""
-    templates = {
-        one["name"]: one
-        for one in workflow_of(plan, Placement(namespace=namespace, image=image))["spec"][
-            "templates"
-        ]
-    }
+    ours = workflow_of(plan, Placement(namespace=namespace, image=image))["spec"]
+    templates = {one["name"]: one for one in ours["templates"]}
     folder = "/bare/{{workflow.name}}"
 
     def template(name: str, module: str, *, is_first: bool) -> dict[str, Any]:
@@ -123,6 +119,7 @@ def bare_workflow(plan: Plan, namespace: str, image: str, map_name: str) -> dict
                 "command": ["sh", "-c", (lay if is_first else "") + run],
                 "env": [{"name": "OMP_NUM_THREADS", "value": "1"}],
                 "resources": templates[name]["container"]["resources"],
+                "securityContext": templates[name]["container"]["securityContext"],
                 "volumeMounts": [
                     {"name": "files", "mountPath": "/bare"},
                     {"name": "plan", "mountPath": "/plan"},
@@ -143,6 +140,9 @@ def bare_workflow(plan: Plan, namespace: str, image: str, map_name: str) -> dict
             "serviceAccountName": EXECUTOR,
             "executor": {"serviceAccountName": EXECUTOR},
             "automountServiceAccountToken": False,
+            # The namespace admits nothing else.
+            "securityContext": ours["securityContext"],
+            "podSpecPatch": ours["podSpecPatch"],
             "volumes": [
                 {"name": "files", "persistentVolumeClaim": {"claimName": CLAIM}},
                 {"name": "plan", "configMap": {"name": map_name}},
