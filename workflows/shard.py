@@ -39,6 +39,7 @@ from workflows.link import GREETING_S, LINK, Link, cut, notice_silence, shard_tl
 from workflows.model_file import ModelRef
 from workflows.plan import RESUMPTION, Plan
 from workflows.pool import Pool
+from workflows.prints import passed_on
 from workflows.run_directory import RunDirectory, is_laid, take
 from workflows.run_folder import DONE, FAILED, StepError, StepFolder
 from workflows.shard_words import (
@@ -237,7 +238,9 @@ class Shard:
         return reply.answer, reply.blobs
 
 
-def attend(server: Server, number: int, root: Path, patience_s: float) -> None:
+def attend(
+    server: Server, number: int, root: Path, patience_s: float, log: int | None = None
+) -> None:
     """Serve as the shard of this number until dismissed, however often the server is lost.
 
     Args:
@@ -245,6 +248,7 @@ def attend(server: Server, number: int, root: Path, patience_s: float) -> None:
         number: From 1.
         root: Scratch; emptied first.
         patience_s: How long to look for the server at first.
+        log: File that programs print to; None for what this process prints to.
 
     Raises:
         Unserved: There is no server.
@@ -262,7 +266,7 @@ def attend(server: Server, number: int, root: Path, patience_s: float) -> None:
                 if not isinstance(brief, Brief) or (shard and shard.plan != brief.plan):
                     raise Lost("no plan came, or another one")
                 try:
-                    shard = shard or _open(opened, control, brief.plan, root)
+                    shard = shard or _open(opened, control, brief.plan, root, log)
                 except (StepError, SiteFailure) as error:
                     _say(control, Failed(cause=error.cause))
                     return
@@ -272,7 +276,9 @@ def attend(server: Server, number: int, root: Path, patience_s: float) -> None:
             patience_s = REJOIN_S
 
 
-def _open(opened: contextlib.ExitStack, control: ssl.SSLSocket, plan: Plan, root: Path) -> Shard:
+def _open(
+    opened: contextlib.ExitStack, control: ssl.SSLSocket, plan: Plan, root: Path, log: int | None
+) -> Shard:
     """Fetch what the plan names, and open it in workers.
 
     Raises:
@@ -290,7 +296,7 @@ def _open(opened: contextlib.ExitStack, control: ssl.SSLSocket, plan: Plan, root
                 detail = f"{name} came to a shard with other bytes"
                 raise StepError(Cause(code=CauseCode.INPUT_MISSING, detail=detail))
     files.job.write_bytes(msgspec.json.encode(plan))
-    simulation = opened.enter_context(simulate(StepFolder(root, "federate")))
+    simulation = opened.enter_context(simulate(StepFolder(root, "federate"), log=log))
     ready = Ready(
         facts=simulation.facts,
         prepared=simulation.prepared,
@@ -356,13 +362,14 @@ def main(arguments: Sequence[str]) -> int:
     secret = take(given.handover, LINK) if given.handover else sys.stdin.buffer.read()
     host, _, port = given.server.rpartition(":")
     server = Server(host, int(port), msgspec.json.decode(secret, type=Link))
+    root = given.folder.resolve() / f"shard-{given.shard}"
+    patience_s = REJOIN_S if given.starts else JOIN_S
     try:
-        attend(
-            server,
-            given.shard,
-            given.folder.resolve() / f"shard-{given.shard}",
-            REJOIN_S if given.starts else JOIN_S,
-        )
+        with contextlib.ExitStack() as stack:
+            log = None  # beside the server step, what it prints is in that step's log
+            if given.parent is None:
+                log = stack.enter_context(passed_on(server.dial, given.shard))
+            attend(server, given.shard, root, patience_s, log)
     except Unserved:
         print("there is no server step any more", file=sys.stderr)  # noqa: T201
         return UNSERVED

@@ -49,6 +49,22 @@ class Line(Word, frozen=True, tag="line"):
     session: str
 
 
+class Prints(Word, frozen=True, tag="prints"):
+    """First word on a connection for what programs print in a shard; the server says nothing.
+
+    Attributes:
+        shard: Its number, from 1.
+    """
+
+    shard: int
+
+
+class Said(Word, frozen=True, tag="said"):
+    """A line that was printed, without its end."""
+
+    line: str
+
+
 class Brief(Word, frozen=True, tag="brief"):
     """What the shard is part of; it holds no secret."""
 
@@ -92,7 +108,7 @@ class Dismissed(Word, frozen=True, tag="dismissed"):
     """The shard is needed no more."""
 
 
-FirstWord = Arrival | Line
+FirstWord = Arrival | Line | Prints
 WordOfShard = Wanted | Ready | Failed
 WordOfServer = Brief | Piece | Dismissed
 Dealt = Lay | Initial | Train | TrainMany | Measure

@@ -51,8 +51,11 @@ from workflows.shard_words import (
     Dismissed,
     FirstWord,
     Lay,
+    Line,
     Piece,
+    Prints,
     Ready,
+    Said,
     Wanted,
     WordOfShard,
 )
@@ -81,6 +84,7 @@ _LEAVE_S: Final = 5.0
 
 _first: Final = msgspec.msgpack.Decoder(FirstWord)
 _words: Final = msgspec.msgpack.Decoder(WordOfShard)
+_said: Final = msgspec.msgpack.Decoder(Said)
 _answers: Final = msgspec.msgpack.Decoder(AnyAnswer)
 
 
@@ -272,10 +276,13 @@ class ShardPool(Pool[T]):
                     word, _ = receive_frame(connection, _first, 0)
                 finally:
                     self._greetings.release()
-                if isinstance(word, Arrival):
-                    self._attend(connection, word)
-                else:
-                    self._work(connection, word.session)
+                match word:
+                    case Arrival():
+                        self._attend(connection, word)
+                    case Line(session=session):
+                        self._work(connection, session)
+                    case Prints(shard=number):
+                        self._pass_on(connection, number)
 
     def _attend(self, control: ssl.SSLSocket, arrival: Arrival) -> None:
         """Have a shard open the plan, and keep it in mind until it leaves.
@@ -324,7 +331,7 @@ class ShardPool(Pool[T]):
         """
         timeout_s = control.gettimeout()
         ends = None if timeout_s is None else time.monotonic() + timeout_s
-        while not select.select((control,), (), (), _LOOK_S)[0]:
+        while not _is_readable(control):
             if self._closing.is_set():
                 send_frame(control, Dismissed())
                 raise _Closing
@@ -344,6 +351,21 @@ class ShardPool(Pool[T]):
                 if not following:
                     return
                 content = following
+
+    def _pass_on(self, prints: ssl.SSLSocket, number: int) -> None:
+        """Log what programs print in a shard; at the end, what has come by then.
+
+        Raises:
+            FrameError: The shard is gone.
+            OSError: It is lost.
+        """
+        prints.settimeout(GREETING_S)
+        while True:
+            if _is_readable(prints):
+                said, _ = receive_frame(prints, _said, 0)
+                _log(f"shard {number}: {said.line}")
+            elif self._closing.is_set():
+                return
 
     def _miss(self, number: int, cause: Cause) -> None:
         """A shard could not open the plan: the step's failure, unless others could."""
@@ -500,6 +522,11 @@ def simulate_on_shards(folder: StepFolder, source: IO[bytes]) -> Iterator[Simula
         stack.enter_context(pool)
         ready = pool.opened()
         yield simulation_of(ready.prepared, ready.facts, manifest, pool)
+
+
+def _is_readable(connection: ssl.SSLSocket) -> bool:
+    """Whether something comes within a moment."""
+    return bool(select.select((connection,), (), (), _LOOK_S)[0])
 
 
 def _listen_everywhere() -> socket.socket:

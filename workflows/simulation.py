@@ -94,6 +94,7 @@ def simulate(
     num_workers: int | None = None,
     entry: Sequence[str] = ("workflows.worker",),
     answers: Any = AnyAnswer,  # noqa: ANN401 - a msgspec union is no type to mypy
+    log: int | None = None,
 ) -> Iterator[Simulation]:
     """Lay out program and data, and start workers that have opened both.
 
@@ -102,6 +103,7 @@ def simulate(
         num_workers: Processes; None for what the job asks.
         entry: What a worker runs.
         answers: Union of what it may answer.
+        log: File that the workers print to; None for what this process prints to.
 
     Raises:
         StepError: An input is missing or unusable.
@@ -122,6 +124,7 @@ def simulate(
         entry=entry,
         answers=answers,
         readable=(inputs, program) if program else (inputs,),
+        log=log,
     )
     preparer: WorkerPool[Any] = WorkerPool(
         num_workers=1, limits=spec.limits, folder=scratch, readable=(inputs,)

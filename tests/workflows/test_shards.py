@@ -29,7 +29,9 @@ from workflows.shard_words import (
     Dismissed,
     Line,
     Piece,
+    Prints,
     Ready,
+    Said,
     Wanted,
     WordOfServer,
 )
@@ -79,6 +81,13 @@ class Played:
         line = self._dial()
         send_frame(line, Line(session=self.session))
         return line
+
+    def say(self, *lines: str) -> None:
+        """Pass on what a program prints."""
+        prints = self._dial()
+        send_frame(prints, Prints(shard=7))
+        for line in lines:
+            send_frame(prints, Said(line=line))
 
     def leave(self) -> None:
         for connection in self._connections:
@@ -269,6 +278,15 @@ def test_shards_are_dismissed_when_the_pool_is_left(hall: Hall) -> None:
     opening.hear(Dismissed)
     with pytest.raises((FrameError, OSError)):
         task_at(line)
+
+
+def test_what_programs_print_in_a_shard_is_in_the_log_of_the_server(
+    hall: Hall, capfd: pytest.CaptureFixture[str]
+) -> None:
+    hall.play().say("epoch 1", "epoch 2")
+    hall.pool.__exit__(None, None, None)
+
+    assert capfd.readouterr().err == "shard 7: epoch 1\nshard 7: epoch 2\n"
 
 
 def test_who_is_of_no_shard_gets_no_task(hall: Hall) -> None:
