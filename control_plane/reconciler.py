@@ -25,21 +25,18 @@ import msgspec
 import structlog
 from sqlalchemy import Row, bindparam, delete, exists, func, insert, select, update
 
-from control_plane import leases
+from control_plane import leases, losses, resumption
 from control_plane.decisions import Action, Sighting, Standing, decide, sight
 from control_plane.fairness import Place
 from control_plane.finalisation import Results, Unverified, proofs_of, retain, verify
-from control_plane.holds import ObjectsHeld
 from control_plane.ids import hash_of_token, new_id, new_token
 from control_plane.journal import Fact, load, record, transition
-from control_plane.objects import keep, release, require_stored
 from control_plane.platform import Platform, Rules
 from control_plane.quotas import line_of, may_start
 from control_plane.records.database import Transaction
 from control_plane.records.tables import (
     ARTIFACT,
     ATTEMPT,
-    DATASET,
     EVENT,
     JOB,
     LEASE,
@@ -53,21 +50,16 @@ from control_plane.tracing import spans_of
 from control_plane.views import cause_of, spec_of, text_of
 from sharing.object_store import (
     Digest,
-    ObjectCorrupt,
-    ObjectMissing,
     StoreError,
-    is_digest,
 )
 from workflows.causes import Cause, CauseCode
 from workflows.engine import (
-    Activity,
     Credentials,
     EngineError,
     Observation,
     PlanRefused,
     WorkflowEngine,
 )
-from workflows.job import Bundle, FromModel, JobSpec, Partitioned
 from workflows.plan import Plan, compile_plan, plan_digest
 from workflows.run import Desired, Phase
 
@@ -76,7 +68,6 @@ IDLE_S: Final = 1.0
 PATIENCE_S: Final = 0.02
 """Longest that a look of the loop waits for what it began; the rest goes on beside later looks."""
 MAX_ACTS: Final = 8
-CHECKPOINTS_KEPT: Final = 2
 
 _log = structlog.get_logger()
 _JOB: Final = select(JOB).where(JOB.c.id == bindparam("job"))
@@ -102,7 +93,7 @@ _CROWDED: Final = (
     .join(JOB, JOB.c.id == ROUND.c.job)
     .where(JOB.c.settled.is_(False), ROUND.c.checkpoint.is_not(None))
     .group_by(ROUND.c.job)
-    .having(func.count() > CHECKPOINTS_KEPT)
+    .having(func.count() > resumption.CHECKPOINTS_KEPT)
 )
 _PLACE: Final = (
     update(JOB)
@@ -116,11 +107,6 @@ _PLACE: Final = (
         ),
     )
     .values(waits_for=bindparam("place"), version=JOB.c.version + 1, updated_at=bindparam("now"))
-)
-_CHECKPOINTS: Final = (
-    select(ROUND.c.number, ROUND.c.checkpoint)
-    .where(ROUND.c.job == bindparam("job"), ROUND.c.checkpoint.is_not(None))
-    .order_by(ROUND.c.number.desc())
 )
 _INPUTS: Final = msgspec.json.Decoder(dict[str, Digest])
 
@@ -358,7 +344,7 @@ class Reconciler:
         match action:
             case Action.WAIT:
                 if view.is_crowded:
-                    await self._give_up_checkpoints(view.job.id)
+                    await resumption.give_up_checkpoints(self._platform, view.job.id)
             case Action.ADMIT:
                 await self._admit(view)
             case Action.BEGIN:
@@ -368,13 +354,15 @@ class Reconciler:
             case Action.STOP:
                 await self._engine.cancel(view.job.id, view.job.attempt)
             case Action.RECORD_LOSS:
-                await self._record_loss(view, _cause_of_loss(view.observation))
+                await self._record_loss(view, losses.cause_of_loss(view.observation))
             case Action.FINALISE:
                 await self._finalise(view)
             case Action.FAIL:
-                await self._close(view, Phase.FAILED, _failure(view.observation))
+                await self._close(view, Phase.FAILED, losses.failure(view.observation))
             case Action.GIVE_UP:
-                await self._close(view, Phase.FAILED, _exhaustion(view))
+                await self._close(
+                    view, Phase.FAILED, losses.exhaustion(view.job.fruitless, view.attempt)
+                )
             case Action.CLOSE_CANCELLED:
                 await self._close(view, Phase.CANCELLED, None)
             case Action.SETTLE:
@@ -413,7 +401,7 @@ class Reconciler:
                 view, Phase.FAILED, Cause(code=CauseCode.ENGINE_REFUSED, detail=detail)
             )
             return
-        inputs, resumed = await self._inputs(job, spec)
+        inputs, resumed = await resumption.inputs_of(self._platform, job, spec)
         number = job.attempt + 1
         waits_for = f"attempt {number} to start" if number > 1 else "the attempt to start"
         waits_for += f", from round {resumed}" if resumed else ""
@@ -466,8 +454,8 @@ class Reconciler:
         """Put on record that the attempt is over and another may follow."""
         job, now = view.job, self._platform.now()
         assert view.attempt is not None  # noqa: S101 - there is one to lose
-        fruitless = _fruitless_after(job, view.attempt, cause)
-        pause_s = _pause_s(self._platform.rules, fruitless, cause)
+        fruitless = losses.fruitless_after(job, view.attempt, cause)
+        pause_s = losses.pause_s(self._platform.rules, fruitless, cause)
         soon = f"another attempt in {pause_s:g} s" if pause_s else "another attempt"
         waits_for = f"{soon}: {cause.detail or cause.explanation.hint}"
         async with self._changing(view) as (transaction, row):
@@ -596,7 +584,7 @@ class Reconciler:
         job = view.job
         if job.attempt:
             await self._engine.remove(job.id, job.attempt)
-        await self._give_up_checkpoints(job.id)
+        await resumption.give_up_checkpoints(self._platform, job.id)
         async with self._platform.database.writing() as transaction:
             await transaction.execute(update(JOB).where(JOB.c.id == job.id).values(settled=True))
             await transaction.execute(delete(LEASE).where(LEASE.c.job == job.id))
@@ -629,73 +617,6 @@ class Reconciler:
         if told:
             async with self._platform.database.writing() as transaction:
                 await transaction.execute(_PLACE, told)
-
-    async def _inputs(self, job: Row[Any], spec: JobSpec) -> tuple[dict[str, Digest], int]:
-        """What the next attempt is laid, and the round that it goes on from (0: the start)."""
-        inputs: dict[str, Digest] = {}
-        if isinstance(spec.program, Bundle):
-            inputs["bundle.tar"] = spec.program.digest
-        if isinstance(spec.data, Partitioned) and is_digest(spec.data.dataset):
-            row = await self._platform.database.one_or_none(
-                select(DATASET.c.format).where(
-                    DATASET.c.organisation == job.organisation,
-                    DATASET.c.digest == spec.data.dataset,
-                    DATASET.c.label == spec.data.label,
-                )
-            )
-            if row is not None:
-                inputs[f"dataset.{row.format}"] = spec.data.dataset
-        if isinstance(spec.init, FromModel):
-            inputs["init.safetensors"] = spec.init.digest
-        for row in await self._platform.database.rows(_CHECKPOINTS, {"job": job.id}):
-            try:
-                await self._platform.store.stat(row.checkpoint)
-                transcripts = await self._compose_transcripts(job.id, row.number)
-            except (ObjectMissing, ObjectCorrupt) as error:
-                _log.error("checkpoint.unusable", run=job.id, round=row.number, error=str(error))
-                continue
-            resumption = {
-                "checkpoint.safetensors": row.checkpoint,
-                "transcripts.jsonl": transcripts,
-            }
-            return {**inputs, **resumption}, row.number
-        return inputs, 0
-
-    async def _compose_transcripts(self, job: str, last: int) -> Digest:
-        """Store the transcripts of all rounds up to ``last`` as one object, a line each."""
-        rows = await self._platform.database.rows(
-            select(ROUND.c.transcript)
-            .where(ROUND.c.job == job, ROUND.c.number <= last)
-            .order_by(ROUND.c.number)
-        )
-
-        async def lines() -> AsyncIterator[bytes]:
-            for row in rows:
-                async for chunk in self._platform.store.get(row.transcript):
-                    yield chunk
-                yield b"\n"
-
-        stored = await self._platform.store.put(lines())
-        async with self._platform.custody.of(stored.digest):
-            await require_stored(self._platform, stored.digest)
-            async with self._platform.database.writing() as transaction:
-                await keep(transaction, job, stored.digest)
-        return stored.digest
-
-    async def _give_up_checkpoints(self, job: str) -> None:
-        """Delete the checkpoints that later ones have replaced."""
-        rows = await self._platform.database.rows(_CHECKPOINTS, {"job": job})
-        for row in rows[CHECKPOINTS_KEPT:]:  # each names its round, so no two are the same
-            try:
-                await release(self._platform, job, row.checkpoint)
-            except ObjectsHeld:
-                return  # the next look does it; if there is none, retention
-            async with self._platform.database.writing() as transaction:
-                await transaction.execute(
-                    update(ROUND)
-                    .where(ROUND.c.job == job, ROUND.c.number == row.number)
-                    .values(checkpoint=None)
-                )
 
     def _plan(self, view: _View) -> Plan:
         assert view.attempt is not None  # noqa: S101 - a plan is one attempt's
@@ -750,55 +671,8 @@ def _is_due(view: _View, rules: Rules, now: datetime) -> bool:
     if view.attempt is None or view.attempt.ended_at is None:
         return True
     cause = cause_of(view.attempt.cause)
-    pause = timedelta(seconds=_pause_s(rules, view.job.fruitless, cause))
+    pause = timedelta(seconds=losses.pause_s(rules, view.job.fruitless, cause))
     return not timedelta() <= now - view.attempt.ended_at < pause
-
-
-def _pause_s(rules: Rules, fruitless: int, cause: Cause | None) -> float:
-    """Between a lost attempt and the next: none after one that got on, longest for a full disk."""
-    if cause is not None and cause.code is CauseCode.DISK_FULL:
-        return rules.retry_longest_s
-    if fruitless == 0:
-        return 0.0
-    return min(rules.retry_first_s * 2.0 ** (fruitless - 1), rules.retry_longest_s)
-
-
-def _fruitless_after(job: Row[Any], attempt: Row[Any], cause: Cause) -> int:
-    """Attempts lost in a row without a new round; a full disk is waited for, and not counted."""
-    if job.round > attempt.first_round:
-        return 0
-    return int(job.fruitless) + (cause.code is not CauseCode.DISK_FULL)
-
-
-def _cause_of_loss(observation: Observation | None) -> Cause:
-    if observation is None:
-        detail = "the engine knows nothing of it any more"
-    elif observation.cause is not None:
-        return observation.cause
-    elif observation.activity is Activity.CANCELLED:
-        detail = "it was stopped from outside"
-    else:
-        detail = "its processes ended without a word"
-    return Cause(code=CauseCode.ATTEMPT_LOST, detail=detail)
-
-
-def _failure(observation: Observation | None) -> Cause:
-    if observation is None or observation.cause is None:
-        return Cause(code=CauseCode.PLATFORM_BUG, detail="the engine gave no cause")
-    return observation.cause
-
-
-def _exhaustion(view: _View) -> Cause:
-    last = None if view.attempt is None else cause_of(view.attempt.cause)
-    detail = f"{view.job.fruitless} attempts in a row got no further"
-    if last is None:
-        return Cause(code=CauseCode.ATTEMPTS_EXHAUSTED, detail=detail)
-    why = f"{last.code}: {last.detail}" if last.detail else str(last.code)
-    return Cause(
-        code=CauseCode.ATTEMPTS_EXHAUSTED,
-        detail=f"{detail}; the last one: {why}",
-        evidence=last.evidence,
-    )
 
 
 def _closing(row: Row[Any], phase: Phase, cause: Cause | None) -> list[Fact]:
