@@ -1,4 +1,7 @@
-"""What the end of an attempt means for its run: why it ended, and when another may follow. Pure."""
+"""What the end of an attempt means for its run: why it ended, and when another may follow. Pure.
+
+Jobs are rows with their newest attempt (``reconciler.with_attempt``).
+"""
 
 from __future__ import annotations
 
@@ -21,9 +24,9 @@ def pause_s(rules: Rules, fruitless: int, cause: Cause | None) -> float:
     return min(rules.retry_first_s * 2.0 ** (fruitless - 1), rules.retry_longest_s)
 
 
-def fruitless_after(job: Row[Any], attempt: Row[Any], cause: Cause) -> int:
+def fruitless_after(job: Row[Any], cause: Cause) -> int:
     """Attempts lost in a row without a new round; a full disk is waited for, and not counted."""
-    if job.round > attempt.first_round:
+    if job.round > job.attempt_first_round:
         return 0
     return int(job.fruitless) + (cause.code is not CauseCode.DISK_FULL)
 
@@ -48,15 +51,15 @@ def failure(observation: Observation | None) -> Cause:
     return observation.cause
 
 
-def exhaustion(fruitless: int, last: Row[Any] | None) -> Cause:
-    """Why a run fails of which so many attempts in a row, and this one last, got no further."""
-    cause = None if last is None else cause_of(last.cause)
-    detail = f"{fruitless} attempts in a row got no further"
-    if cause is None:
+def exhaustion(job: Row[Any]) -> Cause:
+    """Why a run fails of which so many attempts in a row got no further."""
+    last = cause_of(job.attempt_cause)
+    detail = f"{job.fruitless} attempts in a row got no further"
+    if last is None:
         return Cause(code=CauseCode.ATTEMPTS_EXHAUSTED, detail=detail)
-    why = f"{cause.code}: {cause.detail}" if cause.detail else str(cause.code)
+    why = f"{last.code}: {last.detail}" if last.detail else str(last.code)
     return Cause(
         code=CauseCode.ATTEMPTS_EXHAUSTED,
         detail=f"{detail}; the last one: {why}",
-        evidence=cause.evidence,
+        evidence=last.evidence,
     )

@@ -23,7 +23,7 @@ from typing import Any, Final
 
 import msgspec
 import structlog
-from sqlalchemy import Row, bindparam, delete, exists, func, insert, select, update
+from sqlalchemy import Row, Select, bindparam, delete, exists, func, insert, select, update
 
 from control_plane import leases, losses, resumption
 from control_plane.decisions import Action, Sighting, Standing, decide, sight
@@ -70,10 +70,6 @@ PATIENCE_S: Final = 0.02
 MAX_ACTS: Final = 8
 
 _log = structlog.get_logger()
-_JOB: Final = select(JOB).where(JOB.c.id == bindparam("job"))
-_ATTEMPT: Final = select(ATTEMPT).where(
-    ATTEMPT.c.job == bindparam("job"), ATTEMPT.c.number == bindparam("number")
-)
 _HEARD: Final = (
     select(EVENT.c.id)
     .where(
@@ -83,18 +79,25 @@ _HEARD: Final = (
     )
     .limit(1)
 )
-_ATTEMPTS: Final = (
-    select(ATTEMPT)
-    .join(JOB, (JOB.c.id == ATTEMPT.c.job) & (JOB.c.attempt == ATTEMPT.c.number))
-    .where(JOB.c.settled.is_(False))
+_CHECKPOINTS: Final = (
+    select(func.count())
+    .where(ROUND.c.job == JOB.c.id, ROUND.c.checkpoint.is_not(None))
+    .scalar_subquery()
 )
-_CROWDED: Final = (
-    select(ROUND.c.job)
-    .join(JOB, JOB.c.id == ROUND.c.job)
-    .where(JOB.c.settled.is_(False), ROUND.c.checkpoint.is_not(None))
-    .group_by(ROUND.c.job)
-    .having(func.count() > resumption.CHECKPOINTS_KEPT)
-)
+
+
+def with_attempt(jobs: Select[Any]) -> Select[Any]:
+    """Jobs with what is on record of their newest attempt, and with the number of checkpoints."""
+    newest = [
+        ATTEMPT.c[name].label(f"attempt_{name}")
+        for name in ("inputs", "first_round", "cause", "ended_at")
+    ]
+    return jobs.add_columns(*newest, _CHECKPOINTS.label("num_checkpoints")).outerjoin(
+        ATTEMPT, (ATTEMPT.c.job == JOB.c.id) & (ATTEMPT.c.number == JOB.c.attempt)
+    )
+
+
+_ONE: Final = with_attempt(select(JOB).where(JOB.c.id == bindparam("job")))
 _PLACE: Final = (
     update(JOB)
     .where(
@@ -116,43 +119,20 @@ class _Changed(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
-    """What is on record of a run.
+class _View:
+    """What one look at a run showed.
 
     Attributes:
-        attempt: The newest; None if there is none.
-        is_crowded: Whether it has checkpoints that later ones have replaced.
+        job: On record, with its newest attempt (``with_attempt``).
+        fence: Of the lease on it.
+        observation: What the engine says of the attempt; None if it knows of none.
+        sighting: What that means.
     """
 
     job: Row[Any]
     fence: int
-    attempt: Row[Any] | None
-    is_crowded: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _View:
-    """What one look at a run showed."""
-
-    found: _Found
     observation: Observation | None
     sighting: Sighting
-
-    @property
-    def job(self) -> Row[Any]:
-        return self.found.job
-
-    @property
-    def fence(self) -> int:
-        return self.found.fence
-
-    @property
-    def attempt(self) -> Row[Any] | None:
-        return self.found.attempt
-
-    @property
-    def is_crowded(self) -> bool:
-        return self.found.is_crowded
 
 
 class Reconciler:
@@ -183,7 +163,7 @@ class Reconciler:
         self._engine = engine
         self._url = url
         self._tell_pass = tell_pass
-        self._open = leases.open_runs(platform.database)
+        self._open = with_attempt(leases.open_runs(platform.database))
         self._moving: dict[str, asyncio.Task[None]] = {}
         self.troubles: dict[str, str] = {}
         self.losses: Counter[str] = Counter()
@@ -242,14 +222,10 @@ class Reconciler:
         waiting = {
             place.job: place for place in await line_of(self._platform, rows) if not place.starts
         }
-        attempts = {(row.job, row.number): row for row in await database.rows(_ATTEMPTS)}
-        crowded = {row.job for row in await database.rows(_CROWDED)}
         ours = [row for row in rows if row.id in fences and row.id not in moving]
         for row in ours:
             if row.id not in waiting:
-                attempt = attempts.get((row.id, row.attempt))
-                found = _Found(row, fences[row.id], attempt, is_crowded=row.id in crowded)
-                self._begin_moving(found)
+                self._begin_moving(row, fences[row.id])
         begun = [task for job, task in self._moving.items() if job not in moving]
         await self._tell_places([row for row in ours if row.id in waiting], fences, waiting)
         if begun:
@@ -258,11 +234,11 @@ class Reconciler:
                 task.result()
         return bool(rows)
 
-    def _begin_moving(self, found: _Found) -> None:
-        job = found.job.id
-        task = asyncio.create_task(self._guarded(job, self._move_on(found)), name=f"move {job}")
-        self._moving[job] = task
-        task.add_done_callback(lambda _: self._moving.pop(job))
+    def _begin_moving(self, job: Row[Any], fence: int) -> None:
+        work = self._guarded(job.id, self._move_on(job, fence))
+        task = asyncio.create_task(work, name=f"move {job.id}")
+        self._moving[job.id] = task
+        task.add_done_callback(lambda _: self._moving.pop(job.id))
 
     async def _hold(self, rows: Sequence[Row[Any]]) -> dict[str, int]:
         """Take some of the runs that nobody holds; the fences of all that are ours, by job."""
@@ -297,9 +273,9 @@ class Reconciler:
             log = _log.exception if is_bug else _log.warning
             log("run.stalled", run=job, error=trouble)
 
-    async def _move_on(self, found: _Found) -> None:
+    async def _move_on(self, job: Row[Any], fence: int) -> None:
         """Move one run on, from what was found of it."""
-        view = await self._observed(found)
+        view = await self._observed(job, fence)
         for _ in range(MAX_ACTS):
             action = decide(self._standing(view))
             await self._act(action, view)
@@ -309,26 +285,21 @@ class Reconciler:
         self._platform.bell.ring()
 
     async def _view(self, job_id: str, fence: int) -> _View:
-        database = self._platform.database
-        job = await database.one_or_none(_JOB, {"job": job_id})
+        job = await self._platform.database.one_or_none(_ONE, {"job": job_id})
         if job is None:
             raise NotFound("no such job")
-        attempt = None
-        if job.attempt:
-            attempt = await database.one_or_none(_ATTEMPT, {"job": job.id, "number": job.attempt})
-        return await self._observed(_Found(job, fence, attempt, is_crowded=False))
+        return await self._observed(job, fence)
 
-    async def _observed(self, found: _Found) -> _View:
+    async def _observed(self, job: Row[Any], fence: int) -> _View:
         """What was found on record, with what the engine says of it."""
-        job, attempt = found.job, found.attempt
         if job.attempt == 0:
-            return _View(found, None, Sighting.NONE)
-        if attempt is None or attempt.ended_at is not None:
-            return _View(found, None, Sighting.OVER)
+            return _View(job, fence, None, Sighting.NONE)
+        if job.attempt_ended_at is not None:
+            return _View(job, fence, None, Sighting.OVER)
         observation = await self._engine.observe(job.id, job.attempt)
         name = {"job": job.id, "number": job.attempt}
         was_heard = observation is None and bool(await self._platform.database.rows(_HEARD, name))
-        return _View(found, observation, sight(observation, was_heard=was_heard))
+        return _View(job, fence, observation, sight(observation, was_heard=was_heard))
 
     def _standing(self, view: _View) -> Standing:
         rules = self._platform.rules
@@ -343,7 +314,7 @@ class Reconciler:
     async def _act(self, action: Action, view: _View) -> None:
         match action:
             case Action.WAIT:
-                if view.is_crowded:
+                if view.job.num_checkpoints > resumption.CHECKPOINTS_KEPT:
                     await resumption.give_up_checkpoints(self._platform, view.job.id)
             case Action.ADMIT:
                 await self._admit(view)
@@ -360,9 +331,7 @@ class Reconciler:
             case Action.FAIL:
                 await self._close(view, Phase.FAILED, losses.failure(view.observation))
             case Action.GIVE_UP:
-                await self._close(
-                    view, Phase.FAILED, losses.exhaustion(view.job.fruitless, view.attempt)
-                )
+                await self._close(view, Phase.FAILED, losses.exhaustion(view.job))
             case Action.CLOSE_CANCELLED:
                 await self._close(view, Phase.CANCELLED, None)
             case Action.SETTLE:
@@ -453,8 +422,7 @@ class Reconciler:
     async def _record_loss(self, view: _View, cause: Cause) -> None:
         """Put on record that the attempt is over and another may follow."""
         job, now = view.job, self._platform.now()
-        assert view.attempt is not None  # noqa: S101 - there is one to lose
-        fruitless = losses.fruitless_after(job, view.attempt, cause)
+        fruitless = losses.fruitless_after(job, cause)
         pause_s = losses.pause_s(self._platform.rules, fruitless, cause)
         soon = f"another attempt in {pause_s:g} s" if pause_s else "another attempt"
         waits_for = f"{soon}: {cause.detail or cause.explanation.hint}"
@@ -619,17 +587,17 @@ class Reconciler:
                 await transaction.execute(_PLACE, told)
 
     def _plan(self, view: _View) -> Plan:
-        assert view.attempt is not None  # noqa: S101 - a plan is one attempt's
+        job = view.job
         plan = compile_plan(
-            view.job.id,
-            view.attempt.number,
-            spec_of(view.job.spec),
+            job.id,
+            job.attempt,
+            spec_of(job.spec),
             self._platform.environment,
-            _INPUTS.decode(view.attempt.inputs),
+            _INPUTS.decode(job.attempt_inputs),
         )
         # An attempt that outlived an update of the platform still computes what it began with.
         return msgspec.structs.replace(
-            plan, plan_digest=view.job.plan_digest, organisation=view.job.organisation
+            plan, plan_digest=job.plan_digest, organisation=job.organisation
         )
 
     @asynccontextmanager
@@ -668,11 +636,12 @@ class Reconciler:
 
 def _is_due(view: _View, rules: Rules, now: datetime) -> bool:
     """Whether the pause is over; an end that lies ahead was told by a clock since put back."""
-    if view.attempt is None or view.attempt.ended_at is None:
+    ended_at = view.job.attempt_ended_at
+    if ended_at is None:
         return True
-    cause = cause_of(view.attempt.cause)
+    cause = cause_of(view.job.attempt_cause)
     pause = timedelta(seconds=losses.pause_s(rules, view.job.fruitless, cause))
-    return not timedelta() <= now - view.attempt.ended_at < pause
+    return not timedelta() <= now - ended_at < pause
 
 
 def _closing(row: Row[Any], phase: Phase, cause: Cause | None) -> list[Fact]:
