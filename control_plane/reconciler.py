@@ -5,9 +5,9 @@ done to a run is on record before or after an act that can be repeated, so the p
 at any line, and the next one goes on from what it finds. Replicas share the work by ``leases``.
 Only the reconciler speaks to the engine.
 
-A look costs a few queries, however many runs are open: each run is moved on from what these found,
-and a change is written only if the run is still what was found. A run whose act takes long (the
-engine, a large object) goes on by itself, and holds no other up.
+A look costs a query or two, however many runs are open: each run is moved on from what these found,
+and a change is written only if the run is still what was found. An act that takes long (the engine,
+a large object, a line of places to tell) goes on by itself, and holds nothing else up.
 """
 
 from __future__ import annotations
@@ -68,6 +68,8 @@ IDLE_S: Final = 1.0
 PATIENCE_S: Final = 0.02
 """Longest that a look of the loop waits for what it began; the rest goes on beside later looks."""
 MAX_ACTS: Final = 8
+_TAKING: Final = "taking leases"
+_TELLING: Final = "telling places"
 
 _log = structlog.get_logger()
 _HEARD: Final = (
@@ -217,7 +219,7 @@ class Reconciler:
         """
         database, moving = self._platform.database, set(self._moving)
         rows = await database.rows(self._open)
-        fences = await self._hold(rows)
+        fences = await self._hold(rows, patience_s)
         self.troubles = {job: said for job, said in self.troubles.items() if job in fences}
         waiting = {
             place.job: place for place in await line_of(self._platform, rows) if not place.starts
@@ -225,31 +227,43 @@ class Reconciler:
         ours = [row for row in rows if row.id in fences and row.id not in moving]
         for row in ours:
             if row.id not in waiting:
-                self._begin_moving(row, fences[row.id])
-        begun = [task for job, task in self._moving.items() if job not in moving]
-        await self._tell_places([row for row in ours if row.id in waiting], fences, waiting)
+                work = self._guarded(row.id, self._move_on(row, fences[row.id]))
+                self._set_going(row.id, work)
+        if _TELLING not in moving:
+            in_line = [row for row in ours if row.id in waiting]
+            self._set_going(_TELLING, self._tell_places(in_line, fences, waiting))
+        begun = [task for what, task in self._moving.items() if what not in moving]
         if begun:
             done, _ = await asyncio.wait(begun, timeout=patience_s)
             for task in done:
                 task.result()
         return bool(rows)
 
-    def _begin_moving(self, job: Row[Any], fence: int) -> None:
-        work = self._guarded(job.id, self._move_on(job, fence))
-        task = asyncio.create_task(work, name=f"move {job.id}")
-        self._moving[job.id] = task
-        task.add_done_callback(lambda _: self._moving.pop(job.id))
+    def _set_going(self, what: str, work: Any) -> asyncio.Task[None]:  # noqa: ANN401 - a coroutine
+        """Begin to move a run on, or what is done for many; until it ends, looks pass it over."""
+        task = asyncio.create_task(work, name=f"move {what}")
+        self._moving[what] = task
+        task.add_done_callback(lambda _: self._moving.pop(what))
+        return task
 
-    async def _hold(self, rows: Sequence[Row[Any]]) -> dict[str, int]:
-        """Take some of the runs that nobody holds; the fences of all that are ours, by job."""
+    async def _hold(self, rows: Sequence[Row[Any]], patience_s: float | None) -> dict[str, int]:
+        """Take some of the runs that nobody holds; the fences of all that are ours, by job.
+
+        What is taken too late for this look is ours at the next.
+        """
         fences, free = leases.held(rows, self._platform.replica), leases.free(rows)
-        if free:
-            some = free[: leases.TAKEN_AT_ONCE]
-            database, rules = self._platform.database, self._platform.rules
-            fences |= await leases.take(database, self._platform.replica, some, rules.lease_s)
+        if free and _TAKING not in self._moving:
+            taking = self._set_going(_TAKING, self._take(free[: leases.TAKEN_AT_ONCE], fences))
+            if (await asyncio.wait((taking,), timeout=patience_s))[0]:
+                taking.result()
         if len(free) > leases.TAKEN_AT_ONCE:
             self._platform.bell.ring()
         return fences
+
+    async def _take(self, jobs: Sequence[str], fences: dict[str, int]) -> None:
+        """Take what is still free of these, and add the fences to the others."""
+        database, rules = self._platform.database, self._platform.rules
+        fences |= await leases.take(database, self._platform.replica, jobs, rules.lease_s)
 
     async def _guarded(self, job: str, work: Any) -> None:  # noqa: ANN401 - a coroutine
         """Do some work on one run, so that its trouble is not everybody's; outermost loop."""
