@@ -58,6 +58,20 @@ class CountedDatabase(Database):
             yield transaction
 
 
+class HeldUpDatabase(CountedDatabase):
+    """Lets nobody write until it is told to."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(database)
+        self.may_write = asyncio.Event()
+
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator[Transaction]:
+        async with super().writing() as transaction:
+            await self.may_write.wait()
+            yield transaction
+
+
 async def submit(platform: Platform, who: Principal) -> str:
     return (await submit_job(platform, who, job_spec(), None)).id
 
@@ -105,6 +119,25 @@ async def test_a_run_that_takes_long_holds_up_no_other(
 
     assert times_asked == 1
     assert meanwhile != "succeeded"
+
+
+async def test_leases_that_take_long_to_take_hold_up_no_pass(
+    platform: Platform, admin: Principal
+) -> None:
+    job = await submit(platform, admin)
+    database = HeldUpDatabase(platform.database)
+    reconciler = Reconciler(replace(platform, database=database), ScriptedEngine(), lambda: "here")
+
+    async with asyncio.timeout(10):
+        for _ in range(3):
+            await reconciler.look(0.02)
+    num_begun = database.transactions
+    database.may_write.set()
+    async with asyncio.timeout(10):
+        while (await get_job(platform, admin, job)).value.phase == "pending":
+            await reconciler.look()
+
+    assert num_begun == 1
 
 
 async def test_nothing_is_moved_on_once_the_loop_has_ended(
