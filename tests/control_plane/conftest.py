@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,21 @@ def job_spec(**changes: object) -> JobSpec:
         "output": Output(),
     }
     return JobSpec(**{**parts, **changes})  # type: ignore[arg-type]
+
+
+@dataclass
+class Clock:
+    """Stands still until it is put on."""
+
+    now: datetime = datetime(2026, 11, 21, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
 
 
 @pytest.fixture(scope="session")

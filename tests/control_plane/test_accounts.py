@@ -34,18 +34,10 @@ from control_plane.local_identity import LocalIdentity
 from control_plane.platform import Platform
 from control_plane.records.database import Database
 from control_plane.refusals import Forbidden, NameTaken, NotFound, Unacceptable
-from tests.control_plane.conftest import People
+from tests.control_plane.conftest import Clock, People
 from tests.control_plane.databases import sqlite_alone
 
 pytestmark = pytest.mark.anyio
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.time = datetime(2026, 1, 1, tzinfo=UTC)
-
-    def __call__(self) -> datetime:
-        return self.time
 
 
 class CountingDatabase:
@@ -120,7 +112,7 @@ async def test_a_token_is_searched_for_once_a_minute(platform: Platform, people:
     for _ in range(5):
         await identity.authenticate(people.token)
     assert database.searches == 1
-    clock.time += timedelta(seconds=61)
+    clock.now += timedelta(seconds=61)
     await identity.authenticate(people.token)
 
     assert database.searches == 2
@@ -130,15 +122,15 @@ async def test_an_expired_token_is_nobodys_from_that_moment(platform: Platform) 
     token = await bootstrap(platform)
     assert token is not None
     clock = Clock()
-    clock.time = platform.now()
+    clock.now = platform.now()
     identity = LocalIdentity(platform.database, clock)
     admin = await identity.authenticate(token)
-    ends = clock.time + timedelta(seconds=30)
+    ends = clock.now + timedelta(seconds=30)
     made = await add_token(platform, admin, NewToken(expires_at=ends))
     assert made.secret is not None
 
     assert (await identity.authenticate(made.secret)).user == admin.user
-    clock.time = ends
+    clock.now = ends
     with pytest.raises(NotAuthentic):
         await identity.authenticate(made.secret)
 

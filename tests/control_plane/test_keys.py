@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,23 +19,10 @@ from control_plane.refusals import Forbidden, NotFound
 from control_plane.retention import sweep
 from control_plane.rotation import OVERLAP, list_keys, rotate
 from sharing.directory_store import DirectoryStore
-from tests.control_plane.conftest import People
+from tests.control_plane.conftest import Clock, People
 from tests.control_plane.test_reconciler_faults import Died, FailPoints, MortalDatabase
 
 pytestmark = pytest.mark.anyio
-
-
-@dataclass
-class Clock:
-    now: datetime = datetime(2026, 11, 21, tzinfo=UTC)
-
-    def __call__(self) -> datetime:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture

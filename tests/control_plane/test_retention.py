@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 import sqlite3
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from control_plane.records.tables import JOB, JOB_OBJECT, ROUND
 from control_plane.retention import surplus, sweep
 from sharing.directory_store import DirectoryStore
 from sharing.object_store import ObjectMissing, digest_of
-from tests.control_plane.conftest import RULES
+from tests.control_plane.conftest import RULES, Clock
 from tests.control_plane.databases import sqlite_alone
 from tests.control_plane.scripted_engine import checkpoint, transcript
 from tests.control_plane.test_reconciler import Bench, submit
@@ -32,21 +32,7 @@ from tests.control_plane.test_reconciler_faults import Died, FailPoints, MortalD
 
 pytestmark = pytest.mark.anyio
 WEEK = timedelta(days=7)
-START = datetime(2026, 11, 21, tzinfo=UTC)
 KEPT = replace(RULES, retain_checkpoints=WEEK, retain_logs=2 * WEEK)
-
-
-@dataclass
-class Clock:
-    now: datetime = START
-
-    def __call__(self) -> datetime:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture
