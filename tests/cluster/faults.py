@@ -110,6 +110,10 @@ class Victim:
         """From now on the fault is over."""
         self._since = time.monotonic()
 
+    def log(self) -> str:
+        """What its steps said."""
+        return "".join(str(line) for line in self.handle.logs())
+
     def require_same(self, faults: Faults, fault: str, digest: str, *, within_s: float) -> Job:
         """It ends with the model of this digest, and with all that it was said to have."""
         closed = self.handle.wait(WAIT_S)

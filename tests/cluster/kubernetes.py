@@ -10,7 +10,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -83,8 +84,8 @@ class Namespace:
     def argo(self, *arguments: str) -> str:
         return self.kubernetes.run("argo", "-n", self.name, *arguments)
 
-    def get(self, kind: str) -> list[dict[str, Any]]:
-        return json.loads(self.kubectl("get", kind, "-o", "json"))["items"]
+    def get(self, *what: str) -> list[dict[str, Any]]:
+        return json.loads(self.kubectl("get", *what, "-o", "json"))["items"]
 
     def kubeconfig(self, path: Path) -> Path:
         """Of the account that the control plane has here, with no right beyond its role's."""
@@ -113,13 +114,18 @@ class Namespace:
         left = {secret["metadata"]["name"] for secret in self.get("secrets")}
         assert left == {"foedus-executor.service-account-token"}
 
-    def link(self) -> str:
-        """This machine's end of the link of the one pod that there is."""
-        (pod,) = self.get("pods")
+    @contextmanager
+    def cut_off(self, *selected: str) -> Iterator[None]:
+        """Take down the link of a pod: the first of those selected."""
+        pod = self.get("pods", *selected)[0]
         near = _told("ip", "-j", "neigh", "show", pod["status"]["podIP"])[0]
         found = _told("bridge", "-j", "fdb", "show", "br", near["dev"])
         (link,) = {one["ifname"] for one in found if one["mac"] == near["lladdr"]}
-        return str(link)
+        subprocess.run(["ip", "link", "set", link, "down"], check=True)
+        try:
+            yield
+        finally:
+            subprocess.run(["ip", "link", "set", link, "up"], check=True)
 
     def delete(self) -> None:
         self.kubectl("delete", "workflows", "--all", "--wait=false")

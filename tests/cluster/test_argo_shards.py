@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,18 +12,21 @@ import msgspec
 import pytest
 
 from clients.sdk import Foedus
-from tests.cluster.kubernetes import HOST, Namespace
+from tests.cluster.faults import Faults, Victim
+from tests.cluster.kubernetes import Namespace
 from tests.cluster.test_argo_run import digest_of, wait_for_round
-from tests.e2e.jobs import small
+from tests.e2e.jobs import LINEAR, small
 from tests.e2e.real_server import RealServer, running, until
-from workflows.job import Allotment, JobSpec, Output, Resources, Runtime
+from workflows.argo_workflow import PART, SERVER
+from workflows.job import Allotment, Bundle, JobSpec, Output, Resources, Runtime
+from workflows.link import SILENCE_S
+from workflows.shard_words import SHARD
 
 pytestmark = pytest.mark.timeout(600)
 ROUNDS = 40
+CUT_S = 10.0
 WAIT_S = 300.0
-SHARD = "foedus.dev/part=shard"
-
-
+SHARDS = f"{PART}={SHARD}"
 LITTLE = Resources(
     server=Allotment(cpu=0.5, memory_mb=1024), site=Allotment(cpu=0.5, memory_mb=1024)
 )
@@ -43,15 +48,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def server(namespace: Namespace, image: str, tmp_path: Path) -> Iterator[RealServer]:
-    settings = {
-        "FOEDUS_ENGINE": "argo",
-        "FOEDUS_HOST": "0.0.0.0",
-        "FOEDUS_ENDPOINT_URL": f"http://{HOST}:{{port}}",
-        "FOEDUS_KUBECONFIG": str(namespace.kubeconfig(tmp_path / "kubeconfig")),
-        "FOEDUS_NAMESPACE": namespace.name,
-        "FOEDUS_IMAGE": image,
-    }
-    with running(tmp_path / "argo", **settings) as server:
+    with running(tmp_path / "argo", **namespace.settings(image, tmp_path)) as server:
         yield server
 
 
@@ -62,11 +59,21 @@ def require_nothing_left(namespace: Namespace) -> None:
     until(lambda: len(namespace.get("secrets")) == 1, "the link to go", within_s=60)
 
 
+def talkative(folder: Path) -> Path:
+    """The program of the job, which says when it is read."""
+    shutil.copytree(LINEAR, folder)
+    with (folder / "program.py").open("a") as program:
+        program.write('\n\nprint("the program is read")\n')
+    return folder
+
+
 def test_shards_make_the_same_model_and_hold_no_token(
-    server: RealServer, namespace: Namespace, expected: str
+    server: RealServer, namespace: Namespace, expected: str, tmp_path: Path
 ) -> None:
     with server.client() as foedus:
-        handle = foedus.submit(job(foedus, "spread", 3))
+        program = Bundle(digest=foedus.programs.push(talkative(tmp_path / "program")).digest)
+        spec = msgspec.structs.replace(job(foedus, "spread", 3), program=program)
+        handle = foedus.submit(spec)
         wait_for_round(handle, 2)
         pods = namespace.get("pods")
         workflows = json.dumps(namespace.get("workflows"))
@@ -77,9 +84,11 @@ def test_shards_make_the_same_model_and_hold_no_token(
     assert digest_of(server, closed) == expected
     assert closed.attempt == 1
     assert all(f"shard-{number}" in told for number in (1, 2, 3))
-    assert all(f"shard {number} is there" in log for number in (1, 2, 3))
+    for number in (1, 2, 3):
+        assert f"shard {number} is there" in log
+        assert f"shard {number}: the program is read" in log
     assert "PRIVATE KEY" not in workflows + log + server.log
-    of_shards = [pod for pod in pods if pod["metadata"]["labels"].get("foedus.dev/part") == "shard"]
+    of_shards = [pod for pod in pods if pod["metadata"]["labels"].get(PART) == SHARD]
     assert len(of_shards) == 3
     for pod in of_shards:
         mounts = {
@@ -92,21 +101,58 @@ def test_shards_make_the_same_model_and_hold_no_token(
     require_nothing_left(namespace)
 
 
-@pytest.mark.parametrize("which", ["one", "all"])
-def test_shards_that_are_deleted_do_not_show(
-    server: RealServer, namespace: Namespace, expected: str, which: str
-) -> None:
+@pytest.fixture
+def victim(server: RealServer, tmp_path: Path) -> Iterator[Victim]:
+    """A run on two shards that is under way."""
     with server.client() as foedus:
-        handle = foedus.submit(job(foedus, f"deleted {which}", 2))
-        wait_for_round(handle, 3)
-        names = namespace.kubectl("get", "pods", "-l", SHARD, "-o", "name").split()
-        assert len(names) == 2
-        doomed = names[:1] if which == "one" else names
-        namespace.kubectl("delete", *doomed, "--force", "--grace-period=0")
-        closed = handle.wait(WAIT_S)
-        log = "".join(str(line) for line in handle.logs())
+        victim = Victim(foedus.submit(job(foedus, "doomed", 2)), tmp_path)
+        victim.hear_until_round(3)
+        yield victim
 
-    assert "was lost" in log
-    assert digest_of(server, closed) == expected
+
+@pytest.mark.parametrize(
+    ("num_doomed", "fault"),
+    [(1, "The pod of one of two shards is deleted"), (2, "The pods of both shards are deleted")],
+)
+def test_shards_that_are_deleted_do_not_show(
+    victim: Victim,
+    namespace: Namespace,
+    expected: str,
+    faults: Faults,
+    num_doomed: int,
+    fault: str,
+) -> None:
+    names = namespace.kubectl("get", "pods", "-l", SHARDS, "-o", "name").split()
+    assert len(names) == 2
+    namespace.kubectl("delete", *names[:num_doomed], "--force", "--grace-period=0")
+
+    closed = victim.require_same(faults, fault, expected, within_s=60)
+    assert closed.attempt == 1
+    assert "was lost" in victim.log()
+    require_nothing_left(namespace)
+
+
+def test_a_shard_is_cut_off_for_longer_than_silence_is_borne(
+    victim: Victim, namespace: Namespace, expected: str, faults: Faults
+) -> None:
+    with namespace.cut_off("-l", SHARDS):
+        time.sleep(SILENCE_S + CUT_S)
+
+    fault = f"One of two shards is cut off the network for {SILENCE_S + CUT_S:g} s"
+    closed = victim.require_same(faults, fault, expected, within_s=SILENCE_S + CUT_S)
+    assert closed.attempt == 1
+    assert "was lost" in victim.log()
+    require_nothing_left(namespace)
+
+
+def test_the_server_of_shards_is_cut_off(
+    victim: Victim, namespace: Namespace, expected: str, faults: Faults
+) -> None:
+    with namespace.cut_off("-l", f"{PART}={SERVER}"):
+        time.sleep(CUT_S)
+    victim.relieve()
+
+    fault = f"The server of two shards is cut off the network for {CUT_S:g} s"
+    closed = victim.require_same(faults, fault, expected, within_s=30)
     assert closed.attempt == 1
     require_nothing_left(namespace)

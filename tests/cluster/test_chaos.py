@@ -82,10 +82,8 @@ def victim(on_argo: RealServer, tmp_path: Path) -> Iterator[Victim]:
 def test_the_link_of_a_pod_is_cut(
     victim: Victim, namespace: Namespace, expected: str, faults: Faults
 ) -> None:
-    link = namespace.link()
-    subprocess.run(["ip", "link", "set", link, "down"], check=True)
-    time.sleep(CUT_S)
-    subprocess.run(["ip", "link", "set", link, "up"], check=True)
+    with namespace.cut_off():
+        time.sleep(CUT_S)
     victim.relieve()
 
     closed = victim.require_same(
