@@ -63,7 +63,7 @@ from workflows.job import JobSpec
 from workflows.plan import Plan, compile_plan
 from workflows.run import Phase
 
-REPETITIONS: Final = 3
+REPETITIONS: Final = 5
 FEW_ROUNDS: Final = 5
 MANY_ROUNDS: Final = 105
 JOBS: Final = 200
