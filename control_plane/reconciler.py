@@ -48,18 +48,9 @@ from control_plane.records.tables import (
 from control_plane.refusals import DatabaseUnavailable, NotFound
 from control_plane.tracing import spans_of
 from control_plane.views import cause_of, spec_of, text_of
-from sharing.object_store import (
-    Digest,
-    StoreError,
-)
+from sharing.object_store import Digest, StoreError
 from workflows.causes import Cause, CauseCode
-from workflows.engine import (
-    Credentials,
-    EngineError,
-    Observation,
-    PlanRefused,
-    WorkflowEngine,
-)
+from workflows.engine import Credentials, EngineError, Observation, PlanRefused, WorkflowEngine
 from workflows.plan import Plan, compile_plan, plan_digest
 from workflows.run import Desired, Phase
 
@@ -81,7 +72,7 @@ _HEARD: Final = (
     )
     .limit(1)
 )
-_CHECKPOINTS: Final = (
+_NUM_CHECKPOINTS: Final = (
     select(func.count())
     .where(ROUND.c.job == JOB.c.id, ROUND.c.checkpoint.is_not(None))
     .scalar_subquery()
@@ -94,7 +85,7 @@ def with_attempt(jobs: Select[Any]) -> Select[Any]:
         ATTEMPT.c[name].label(f"attempt_{name}")
         for name in ("inputs", "first_round", "cause", "ended_at")
     ]
-    return jobs.add_columns(*newest, _CHECKPOINTS.label("num_checkpoints")).outerjoin(
+    return jobs.add_columns(*newest, _NUM_CHECKPOINTS.label("num_checkpoints")).outerjoin(
         ATTEMPT, (ATTEMPT.c.job == JOB.c.id) & (ATTEMPT.c.number == JOB.c.attempt)
     )
 
@@ -167,6 +158,7 @@ class Reconciler:
         self._tell_pass = tell_pass
         self._open = with_attempt(leases.open_runs(platform.database))
         self._moving: dict[str, asyncio.Task[None]] = {}
+        self._failures: list[BaseException] = []
         self.troubles: dict[str, str] = {}
         self.losses: Counter[str] = Counter()
         self.last_pass = 0.0
@@ -234,16 +226,25 @@ class Reconciler:
             self._set_going(_TELLING, self._tell_places(in_line, fences, waiting))
         begun = [task for what, task in self._moving.items() if what not in moving]
         if begun:
-            done, _ = await asyncio.wait(begun, timeout=patience_s)
-            for task in done:
-                task.result()
+            await asyncio.wait(begun, timeout=patience_s)
+        if self._failures:
+            raise self._failures.pop(0)
         return bool(rows)
 
     def _set_going(self, what: str, work: Any) -> asyncio.Task[None]:  # noqa: ANN401 - a coroutine
-        """Begin to move a run on, or what is done for many; until it ends, looks pass it over."""
+        """Begin to move a run on, or what is done for many; until it ends, looks pass it over.
+
+        What it fails with is raised by the look that it ends in, or by the next one.
+        """
+
+        def end(task: asyncio.Task[None]) -> None:
+            del self._moving[what]
+            if not task.cancelled() and (failure := task.exception()):
+                self._failures.append(failure)
+
         task = asyncio.create_task(work, name=f"move {what}")
         self._moving[what] = task
-        task.add_done_callback(lambda _: self._moving.pop(what))
+        task.add_done_callback(end)
         return task
 
     async def _hold(self, rows: Sequence[Row[Any]], patience_s: float | None) -> dict[str, int]:
@@ -254,8 +255,7 @@ class Reconciler:
         fences, free = leases.held(rows, self._platform.replica), leases.free(rows)
         if free and _TAKING not in self._moving:
             taking = self._set_going(_TAKING, self._take(free[: leases.TAKEN_AT_ONCE], fences))
-            if (await asyncio.wait((taking,), timeout=patience_s))[0]:
-                taking.result()
+            await asyncio.wait((taking,), timeout=patience_s)
         if len(free) > leases.TAKEN_AT_ONCE:
             self._platform.bell.ring()
         return fences

@@ -11,6 +11,7 @@ Source: RFC 8446 (TLS 1.3); RFC 5280, section 4.1.2.5 for a validity without end
 from __future__ import annotations
 
 import os
+import select
 import socket
 import ssl
 from datetime import UTC, datetime
@@ -82,6 +83,11 @@ def notice_silence(connection: socket.socket) -> None:
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _PROBE_S)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, SILENCE_S // _PROBE_S - 1)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENCE_S * 1000)
+
+
+def is_readable(connection: socket.socket, within_s: float) -> bool:
+    """Whether something comes, or the end of the connection, within so many seconds."""
+    return bool(select.select((connection,), (), (), within_s)[0])
 
 
 def cut(connection: socket.socket) -> None:

@@ -16,7 +16,6 @@ import argparse
 import contextlib
 import os
 import secrets
-import select
 import shutil
 import socket
 import ssl
@@ -35,7 +34,7 @@ from sharing.object_store import digest_of_file
 from workflows.causes import Cause, CauseCode
 from workflows.confinement import die_with, hide_memory
 from workflows.frames import FrameError, arrays_from, receive_frame, send_frame
-from workflows.link import GREETING_S, LINK, Link, cut, notice_silence, shard_tls
+from workflows.link import GREETING_S, LINK, Link, cut, is_readable, notice_silence, shard_tls
 from workflows.model_file import ModelRef
 from workflows.plan import RESUMPTION, Plan
 from workflows.pool import Pool
@@ -228,7 +227,7 @@ class Shard:
         """
         future = self._pool.call(task, blobs)
         while not wait((future,), timeout=_LOOK_S).done:
-            if select.select((connection,), (), (), 0)[0]:
+            if is_readable(connection, 0):
                 self._pool.give_up((future,))
                 raise Lost
         try:
@@ -338,7 +337,7 @@ def _hear(control: ssl.SSLSocket) -> tuple[Any, list[bytes]]:
 def _is_spoken_to(connection: ssl.SSLSocket, over: threading.Event) -> bool:
     """Wait until something comes; False once the session is over."""
     while not over.is_set():
-        if select.select((connection,), (), (), _LOOK_S)[0]:
+        if is_readable(connection, _LOOK_S):
             return True
     return False
 

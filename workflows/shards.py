@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import socket
 import ssl
 import subprocess
@@ -36,7 +35,16 @@ import numpy as np
 from workflows.causes import Cause, CauseCode
 from workflows.frames import Blob, FrameError, describe, receive_frame, send_frame
 from workflows.job import Analysis
-from workflows.link import GREETING_S, PORT, Link, cut, make_links, notice_silence, server_tls
+from workflows.link import (
+    GREETING_S,
+    PORT,
+    Link,
+    cut,
+    is_readable,
+    make_links,
+    notice_silence,
+    server_tls,
+)
 from workflows.model_file import ModelRef
 from workflows.plan import RESUMPTION, Plan
 from workflows.pool import Pool, T
@@ -331,7 +339,7 @@ class ShardPool(Pool[T]):
         """
         timeout_s = control.gettimeout()
         ends = None if timeout_s is None else time.monotonic() + timeout_s
-        while not _is_readable(control):
+        while not is_readable(control, _LOOK_S):
             if self._closing.is_set():
                 send_frame(control, Dismissed())
                 raise _Closing
@@ -361,7 +369,7 @@ class ShardPool(Pool[T]):
         """
         prints.settimeout(GREETING_S)
         while True:
-            if _is_readable(prints):
+            if is_readable(prints, _LOOK_S):
                 said, _ = receive_frame(prints, _said, 0)
                 _log(f"shard {number}: {said.line}")
             elif self._closing.is_set():
@@ -522,11 +530,6 @@ def simulate_on_shards(folder: StepFolder, source: IO[bytes]) -> Iterator[Simula
         stack.enter_context(pool)
         ready = pool.opened()
         yield simulation_of(ready.prepared, ready.facts, manifest, pool)
-
-
-def _is_readable(connection: ssl.SSLSocket) -> bool:
-    """Whether something comes within a moment."""
-    return bool(select.select((connection,), (), (), _LOOK_S)[0])
 
 
 def _listen_everywhere() -> socket.socket:

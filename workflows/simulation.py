@@ -127,7 +127,7 @@ def simulate(
         log=log,
     )
     preparer: WorkerPool[Any] = WorkerPool(
-        num_workers=1, limits=spec.limits, folder=scratch, readable=(inputs,)
+        num_workers=1, limits=spec.limits, folder=scratch, readable=(inputs,), log=log
     )
     data = str(scratch / "data")
     with workers as pool:

@@ -19,6 +19,7 @@ from ruamel.yaml import YAML
 
 from tests.clients.cli_process import REPOSITORY, environment, foedus
 from tests.cluster.kubernetes import ENFORCED, environment_image
+from tests.cluster.tcp_proxy import TcpProxy
 
 HOME = Path(os.environ.get("LAB_HOME") or Path.home() / ".cache" / "lab")
 CHART = REPOSITORY / "deploy" / "chart"
@@ -121,6 +122,13 @@ def _config(image: str) -> str:
 
 def _image(lab: Path, *arguments: str | Path) -> None:
     subprocess.run([lab / "image", *arguments], check=True, capture_output=True, timeout=600)
+
+
+@contextlib.contextmanager
+def opened(port: int) -> Iterator[str]:
+    """HOST:PORT at which pods reach a service of this machine."""
+    with contextlib.closing(TcpProxy(port, AS_PODS_SEE_IT)) as door:
+        yield f"{AS_PODS_SEE_IT}:{door.port}"
 
 
 @contextlib.contextmanager

@@ -81,11 +81,8 @@ def postgres() -> str:
 @pytest.fixture
 def own_postgres() -> Iterator[OwnPostgres]:
     """A PostgreSQL that may be killed."""
-    server = OwnPostgres()
-    server.start()
-    yield server
-    server.stop()
-    server.remove()
+    with OwnPostgres() as server:
+        yield server
 
 
 @pytest.fixture

@@ -54,9 +54,9 @@ def server(namespace: Namespace, image: str, tmp_path: Path) -> Iterator[RealSer
 
 def require_nothing_left(namespace: Namespace) -> None:
     until(lambda: not namespace.get("workflows"), "the workflow to be removed")
-    until(lambda: not namespace.get("pods"), "its pods to go", within_s=60)
     until(lambda: not namespace.get("services"), "the shards' name to go", within_s=60)
     until(lambda: len(namespace.get("secrets")) == 1, "the link to go", within_s=60)
+    namespace.require_nothing_left()
 
 
 def talkative(folder: Path) -> Path:
@@ -110,6 +110,15 @@ def victim(server: RealServer, tmp_path: Path) -> Iterator[Victim]:
         yield victim
 
 
+def require_unharmed(
+    victim: Victim, namespace: Namespace, faults: Faults, fault: str, digest: str, within_s: float
+) -> None:
+    """The attempt went on to the model of this digest, and left nothing."""
+    closed = victim.require_same(faults, fault, digest, within_s=within_s)
+    assert closed.attempt == 1
+    require_nothing_left(namespace)
+
+
 @pytest.mark.parametrize(
     ("num_doomed", "fault"),
     [(1, "The pod of one of two shards is deleted"), (2, "The pods of both shards are deleted")],
@@ -126,10 +135,8 @@ def test_shards_that_are_deleted_do_not_show(
     assert len(names) == 2
     namespace.kubectl("delete", *names[:num_doomed], "--force", "--grace-period=0")
 
-    closed = victim.require_same(faults, fault, expected, within_s=60)
-    assert closed.attempt == 1
+    require_unharmed(victim, namespace, faults, fault, expected, within_s=60)
     assert "was lost" in victim.log()
-    require_nothing_left(namespace)
 
 
 def test_a_shard_is_cut_off_for_longer_than_silence_is_borne(
@@ -139,10 +146,8 @@ def test_a_shard_is_cut_off_for_longer_than_silence_is_borne(
         time.sleep(SILENCE_S + CUT_S)
 
     fault = f"One of two shards is cut off the network for {SILENCE_S + CUT_S:g} s"
-    closed = victim.require_same(faults, fault, expected, within_s=SILENCE_S + CUT_S)
-    assert closed.attempt == 1
+    require_unharmed(victim, namespace, faults, fault, expected, within_s=SILENCE_S + CUT_S)
     assert "was lost" in victim.log()
-    require_nothing_left(namespace)
 
 
 def test_the_server_of_shards_is_cut_off(
@@ -153,6 +158,4 @@ def test_the_server_of_shards_is_cut_off(
     victim.relieve()
 
     fault = f"The server of two shards is cut off the network for {CUT_S:g} s"
-    closed = victim.require_same(faults, fault, expected, within_s=30)
-    assert closed.attempt == 1
-    require_nothing_left(namespace)
+    require_unharmed(victim, namespace, faults, fault, expected, within_s=30)

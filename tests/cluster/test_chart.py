@@ -12,19 +12,18 @@ import pytest
 from ruamel.yaml import YAML
 
 from tests.cluster.chart_release import (
-    AS_PODS_SEE_IT,
     CHART,
     PLATFORM,
     Release,
     build_image,
     done,
     fresh_namespace,
+    opened,
     rendered,
     run,
     template,
 )
 from tests.cluster.own_postgres import OwnPostgres
-from tests.cluster.tcp_proxy import TcpProxy
 
 LAB = Path(os.environ.get("FOEDUS_LAB", "")).absolute()
 VALUE_SETS = {
@@ -75,13 +74,8 @@ def release(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 @pytest.fixture
 def postgres() -> Iterator[str]:
     """URL of a PostgreSQL, as pods see it."""
-    server = OwnPostgres()
-    server.start()
-    proxy = TcpProxy(server.port, AS_PODS_SEE_IT)
-    yield f"postgresql://postgres@{AS_PODS_SEE_IT}:{proxy.port}/postgres"
-    proxy.close()
-    server.stop()
-    server.remove()
+    with OwnPostgres() as server, opened(server.port) as address:
+        yield f"postgresql://postgres@{address}/postgres"
 
 
 @pytest.mark.parametrize("values", VALUE_SETS.values(), ids=VALUE_SETS.keys())

@@ -15,11 +15,10 @@ from clients.keycloak_realm import Realm, realm_document
 from sharing.s3_bucket import Address
 from tests.clients.cli_process import foedus
 from tests.cluster import minio_server
-from tests.cluster.chart_release import AS_PODS_SEE_IT, Release, build_image, fresh_namespace
+from tests.cluster.chart_release import Release, build_image, fresh_namespace, opened
 from tests.cluster.conftest import services
 from tests.cluster.kubernetes import Kubernetes
 from tests.cluster.own_postgres import OwnPostgres
-from tests.cluster.tcp_proxy import TcpProxy
 from tests.e2e.real_server import running
 
 pytestmark = pytest.mark.timeout(900)  # the image, four servers, an installation, a run
@@ -45,21 +44,8 @@ class Platform(Release):
         }
 
 
-@contextmanager
-def opened(url: str) -> Iterator[str]:
-    """HOST:PORT at which pods reach a service of this machine."""
-    door = TcpProxy(urlsplit(url).port or 80, AS_PODS_SEE_IT)
-    yield f"{AS_PODS_SEE_IT}:{door.port}"
-    door.close()
-
-
-@contextmanager
-def own_postgres() -> Iterator[str]:
-    server = OwnPostgres()
-    server.start()
-    yield server.url
-    server.stop()
-    server.remove()
+def _port_of(url: str) -> int:
+    return urlsplit(url).port or 80
 
 
 @contextmanager
@@ -70,8 +56,10 @@ def realm_with_a_machine(name: str) -> Iterator[tuple[str, str]]:
     password = found["LAB_KEYCLOAK_ADMIN_PASSWORD"]
     realm = Realm(url, name, user, password, allow_plain_http=False)
     list(realm.bring_in(realm_document(name)))
-    yield url, realm.add_machine("night-run", "acme", ["operator", "developer"])
-    KeycloakAdmin(server_url=f"{url}/", username=user, password=password).delete_realm(name)
+    try:
+        yield url, realm.add_machine("night-run", "acme", ["operator", "developer"])
+    finally:
+        KeycloakAdmin(server_url=f"{url}/", username=user, password=password).delete_realm(name)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +74,7 @@ def platform(
         (platform.folder / "job.yaml").write_text(JOB)
         keycloak, secret = enter(realm_with_a_machine(name))
         (platform.folder / "secret").write_text(secret)
-        database = f"postgresql://postgres@{enter(opened(enter(own_postgres())))}/postgres"
+        database = f"postgresql://postgres@{enter(opened(enter(OwnPostgres()).port))}/postgres"
         platform.kubectl(
             *("create", "secret", "generic", "foedus-database", f"--from-literal=url={database}")
         )
@@ -96,13 +84,13 @@ def platform(
             f"--from-literal=secret-key={s3.secret_key}",
         )
         stack.callback(minio_server.empty, s3, name)
-        endpoint = enter(opened(f"http://{s3.endpoint}"))
+        endpoint = enter(opened(_port_of(f"http://{s3.endpoint}")))
         platform.install(
             *("--set", "replicas=2,engine=argo,store=s3,identity=keycloak"),
             *("--set", f"s3.endpoint={endpoint},s3.secure=false"),
             *("--set", f"s3.bucket={name},s3.existingSecret=foedus-s3"),
             *("--set", "database.existingSecret=foedus-database"),
-            *("--set", f"keycloak.serverUrl=http://{enter(opened(keycloak))}"),
+            *("--set", f"keycloak.serverUrl=http://{enter(opened(_port_of(keycloak)))}"),
             *("--set", f"keycloak.realm={name},keycloak.issuer={keycloak}/realms/{name}"),
         )
         yield platform

@@ -19,6 +19,7 @@ from control_plane.quotas import line_of
 from control_plane.reconciler import Reconciler
 from control_plane.records.database import Database, Transaction
 from control_plane.records.tables import JOB, LEASE
+from control_plane.refusals import DatabaseUnavailable
 from tests.control_plane.conftest import job_spec
 from tests.control_plane.scripted_engine import ScriptedEngine
 from workflows.engine import Observation
@@ -64,11 +65,14 @@ class HeldUpDatabase(CountedDatabase):
     def __init__(self, database: Database) -> None:
         super().__init__(database)
         self.may_write = asyncio.Event()
+        self.refuses = False
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[Transaction]:
         async with super().writing() as transaction:
             await self.may_write.wait()
+            if self.refuses:
+                raise DatabaseUnavailable("gone")
             yield transaction
 
 
@@ -138,6 +142,24 @@ async def test_leases_that_take_long_to_take_hold_up_no_pass(
             await reconciler.look()
 
     assert num_begun == 1
+
+
+async def test_what_fails_after_its_pass_is_told_by_the_next(
+    platform: Platform, admin: Principal
+) -> None:
+    await submit(platform, admin)
+    database = HeldUpDatabase(platform.database)
+    reconciler = Reconciler(replace(platform, database=database), ScriptedEngine(), lambda: "here")
+    await reconciler.look(0.02)
+
+    async def look_on() -> None:
+        while True:
+            await reconciler.look(0.02)
+
+    database.refuses = True
+    database.may_write.set()
+    with pytest.raises(DatabaseUnavailable, match="gone"):
+        await asyncio.wait_for(look_on(), 10)
 
 
 async def test_nothing_is_moved_on_once_the_loop_has_ended(
