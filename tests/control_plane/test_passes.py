@@ -203,6 +203,32 @@ async def test_a_long_line_is_told_its_places_in_one_transaction(
     assert database.transactions == 1
 
 
+async def test_places_that_take_long_to_tell_are_not_told_twice(
+    platform: Platform, admin: Principal
+) -> None:
+    jobs = [await submit(platform, admin) for _ in range(6)]
+    engine = ScriptedEngine()
+    for _ in range(4):
+        await Reconciler(platform, engine, lambda: "here").look()
+    async with platform.database.writing() as transaction:
+        await transaction.execute(
+            update(JOB).where(JOB.c.id.in_(jobs[2:])).values(waits_for="something else")
+        )
+    database = HeldUpDatabase(platform.database)
+    reconciler = Reconciler(replace(platform, database=database), engine, lambda: "here")
+
+    async with asyncio.timeout(10):
+        for _ in range(3):
+            await reconciler.look(0.02)
+    num_begun = database.transactions
+    database.may_write.set()
+    async with asyncio.timeout(10):
+        while await waits_for(platform, admin, jobs[-1]) == "something else":
+            await reconciler.look()
+
+    assert num_begun == 1
+
+
 async def test_a_place_is_told_under_the_lease_and_of_what_was_seen_alone(
     platform: Platform, admin: Principal
 ) -> None:

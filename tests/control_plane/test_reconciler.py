@@ -354,6 +354,16 @@ async def test_only_the_last_two_checkpoints_are_kept(bench: Bench) -> None:
     assert all([await is_stored(bench.platform, transcript(n)) for n in range(1, 7)])
 
 
+async def test_replaced_checkpoints_go_while_the_run_goes_on(bench: Bench) -> None:
+    job = await submit(bench, rounds=6)
+    while (await bench.job(job)).round < 5:
+        await bench.look()
+    await bench.reconciler.look()
+
+    assert not (await bench.job(job)).phase.is_final
+    assert not await is_stored(bench.platform, checkpoint(1))
+
+
 async def test_an_object_that_another_job_needs_is_kept(bench: Bench) -> None:
     first, second = await submit(bench, rounds=5), await submit(bench, rounds=2)
 

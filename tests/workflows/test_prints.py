@@ -34,10 +34,15 @@ class Hearer:
             self.num_refused += 1
             raise ConnectionRefusedError
         ours, theirs = socket.socketpair()
+        self._last = theirs
         self.heard.append([])
         self._threads.append(threading.Thread(target=self._hear, args=(ours, self.heard[-1])))
         self._threads[-1].start()
         return theirs
+
+    def vanish(self) -> None:
+        """Break the connection."""
+        self._last.shutdown(socket.SHUT_RDWR)
 
     def _hear(self, connection: socket.socket, heard: list[Any]) -> None:
         with connection, suppress(FrameError, OSError):
@@ -111,3 +116,17 @@ def test_a_server_that_comes_back_hears_what_is_said_from_then_on() -> None:
         until(lambda: server.heard and len(server.heard[0]) == 2)
 
     assert server.lines() == ["heard"]
+
+
+def test_a_connection_that_breaks_is_followed_by_another() -> None:
+    server = Hearer()
+
+    with passed_on(server.dial, 1) as log:
+        os.write(log, b"heard\n")
+        until(lambda: server.heard and len(server.heard[0]) == 2)
+        server.vanish()
+        os.write(log, b"lost\n")
+        os.write(log, b"heard again\n")
+        until(lambda: len(server.heard) == 2 and len(server.heard[1]) == 2)
+
+    assert server.lines() == ["heard", "heard again"]
